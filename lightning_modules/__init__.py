@@ -1,0 +1,5 @@
+"""The training logic: one LightningModule per task, wrapping any network of that task."""
+
+from lightning_modules.detection import DetectionModule
+
+__all__ = ["DetectionModule"]

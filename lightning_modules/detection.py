@@ -1,0 +1,156 @@
+"""Train and evaluate any object detector."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+
+from lightning_modules.base import TaskModule
+from lightning_modules.schedules import Schedule
+from metrics.curves import detection_curves
+from metrics.detection import DetectionMetric
+from metrics.loss import DatasetLoss
+from models.detection.detector import Detector
+from models.detection.weights import load_weights
+
+
+class DetectionModule(TaskModule):
+    """Trains a `Detector`; validation yields the losses and the detections from one pass of the network.
+
+    The batch is the dictionary that `datamodules.collate.collate_detection` describes. Reported metrics are numbers of
+    the whole split, the same whatever the batch size and the number of processes.
+
+    Args:
+        network: the detector.
+        optimizer: see `TaskModule`, like `schedule`, `reference_batch_size`, `clip_each_tensor`, `channels_last`
+            and `compile`.
+        weights: file or URL of weights to start from: a checkpoint of effdet or of Triptych.
+        protocol: how average precision is computed: `coco`, `voc07` (11 points) or `voc12` (all points).
+    """
+
+    def __init__(
+        self,
+        network: Detector,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        reference_batch_size: int | None = None,
+        clip_each_tensor: float | None = None,
+        channels_last: bool = True,
+        compile: bool = False,
+        weights: str | None = None,
+        protocol: str = "coco",
+    ) -> None:
+        super().__init__(network, optimizer, schedule, reference_batch_size, clip_each_tensor, channels_last, compile)
+        self.weights = weights
+        self.protocol = protocol
+        self.last_detections: list[dict[str, Any]] = []
+        self.test_curves: dict[str, Any] | None = None
+        # Plain dictionaries, so that metrics are no submodules: they hold no parameters and stay on the CPU.
+        self.metrics: dict[str, DetectionMetric] = {}
+        self.losses: dict[str, DatasetLoss] = {}
+
+    @property
+    def image_size(self) -> int:
+        """The input size that the network was published with, in pixels."""
+        return self.network.image_size
+
+    def setup(self, stage: str) -> None:
+        """Load the weights to start from, once; a checkpoint that is resumed overwrites them."""
+        if self.weights is not None and stage == "fit":
+            load_weights(self.network, self.weights, category_ids=self.trainer.datamodule.category_ids)
+            self.weights = None
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of a batch: the sum of the detector's weighted terms."""
+        terms = self.network.loss_terms(self._forward(batch), batch["targets"], batch["image_size"])
+        values = {name: term.value() for name, term in terms.items()}
+        loss = torch.stack(list(values.values())).sum()
+        size = len(batch["image"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, batch_size=size)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the detections of the last validation."""
+        self._start("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the detections of the last test."""
+        self._start("test")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collect losses and detections of a batch, keyed by the images' indices."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collect losses and detections of a batch, keyed by the images' indices."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        """Detections per image as numpy arrays: index, boxes (n, 4) XYXY in the original picture, scores, labels."""
+        detections = self.network.detect(self._forward(batch), batch["image_size"])
+        return in_original_pixels(detections, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the metrics of the validation split."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the metrics of the test split, and the curves behind them."""
+        self._finish("test")
+        self.test_curves = detection_curves(self.metrics["test"])
+
+    def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        images = batch["image"]
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.network(self.network.preprocess(images, batch["image_size"]))
+
+    def _start(self, split: str) -> None:
+        if split not in self.metrics:
+            ground_truth = self.trainer.datamodule.ground_truth(split)
+            self.metrics[split] = DetectionMetric(ground_truth, protocol=self.protocol)
+            self.losses[split] = DatasetLoss()
+        self.metrics[split].reset()
+        self.losses[split].reset()
+
+    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+        outputs = self._forward(batch)
+        terms = self.network.loss_terms(outputs, batch["targets"], batch["image_size"])
+        self.losses[split].update(batch["index"], terms)
+        self.last_detections = in_original_pixels(self.network.detect(outputs, batch["image_size"]), batch)
+        self.metrics[split].update(batch["index"], self.last_detections)
+
+    def _finish(self, split: str) -> None:
+        # A sanity check and `limit_val_batches` see a part of the split on purpose; otherwise a part is an error.
+        limit = self.trainer.limit_val_batches if split == "val" else self.trainer.limit_test_batches
+        complete = not self.trainer.sanity_checking and limit == 1.0
+        self.metrics[split].complete = self.losses[split].complete = complete
+        values = {**self.losses[split].compute(), **self.metrics[split].compute()}
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
+
+
+def in_original_pixels(detections: dict[str, Tensor], batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """Detections per image, with boxes mapped back to the pixels of the original picture and clipped to it.
+
+    Args:
+        detections: boxes (B, D, 4) XYXY in the transformed image, scores (B, D), labels (B, D) with -1 for padding.
+        batch: holds `scale` (B, 2) as (x, y), `original_size` (B, 2) as (height, width) and `index` (B,).
+
+    Returns:
+        Per image a dictionary of numpy arrays: `index` (an int), `boxes` (n, 4) float32 XYXY, `scores` (n,) float32,
+        `labels` (n,) int64, by descending score.
+    """
+    limits = batch["original_size"].flip(1).repeat(1, 2)[:, None].float()  # (B, 1, 4): w, h, w, h
+    boxes = detections["boxes"].float() / batch["scale"].repeat(1, 2)[:, None]
+    boxes = torch.minimum(boxes.clamp(min=0), limits).cpu().numpy()
+    scores = detections["scores"].float().cpu().numpy()
+    labels = detections["labels"].cpu().numpy()
+    results = []
+    for i, index in enumerate(batch["index"].tolist()):
+        keep = labels[i] >= 0
+        results.append(
+            {"index": index, "boxes": boxes[i][keep], "scores": scores[i][keep], "labels": labels[i][keep]}
+        )
+    return results
