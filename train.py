@@ -1,0 +1,35 @@
+"""Train, validate, test or use any system of this template, from a configuration file.
+
+    python train.py --config configs/efficientdet_d0.yaml
+    python train.py --config configs/efficientdet_d0.yaml --data configs/data/coco.yaml --trainer.devices 4
+    python train.py test --config configs/efficientdet_d0.yaml --ckpt_path best
+    python train.py predict --config configs/efficientdet_d0.yaml --ckpt_path best --data.images street.jpg
+
+The first word (fit, validate, test, predict) defaults to fit; `--help` and `fit --help` list all options.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing albumentations would ask the network
+
+from errors import UserError
+from lightning_modules.cli import TriptychCLI
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 2 for a user's mistake.
+
+    Args:
+        args: the words of the command line; `sys.argv[1:]` if none are given.
+    """
+    try:
+        TriptychCLI(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
