@@ -76,7 +76,10 @@ class TaskModule(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.schedule.factor(step, steps_per_epoch, total_steps)
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
+        }
 
     def configure_gradient_clipping(
         self,
@@ -86,7 +89,9 @@ class TaskModule(LightningModule):
     ) -> None:
         """Clip each tensor's gradient if asked to, then what the Trainer is asked to clip."""
         if self.clip_each_tensor is not None:
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            gradients = [
+                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
             norms = torch._foreach_norm(gradients)
             factors = (self.clip_each_tensor / (torch.stack(norms) + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, list(factors.unbind()))
@@ -117,5 +122,7 @@ def optimizer_steps(trainer: Trainer) -> tuple[int, int]:
     if trainer.max_steps >= 0:
         totals.append(trainer.max_steps)
     if not totals:
-        raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: set one, the learning-rate schedule needs an end")
+        raise UserError(
+            "trainer.max_epochs and trainer.max_steps are both unlimited: set one, the learning-rate schedule needs an end"
+        )
     return per_epoch, min(totals)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from callbacks.checkpoint import BestCheckpoint, LastCheckpoint, resolve_checkpoint
 from jsonargparse import ArgumentError
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from callbacks.checkpoint import BestCheckpoint, LastCheckpoint, resolve_checkpoint
 from callbacks.run_directory import RunDirectory
 from errors import UserError
 
@@ -46,14 +46,18 @@ class TriptychCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False},  # the data modules shard exactly themselves
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
+            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()}
+            | {"exit_on_error": False},
             args=args,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Arguments and links beyond those of LightningCLI."""
         parser.add_argument(
-            "--run_dir", type=str | None, default=None, help="Directory of the run (default: runs/<config name>/<time>)"
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Directory of the run (default: runs/<config name>/<time>)",
         )
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
@@ -105,7 +109,9 @@ class TriptychCLI(LightningCLI):
         if "weights_only" in config:
             config.weights_only = True
         config.trainer.default_root_dir = str(self.run_dir)
-        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+        loggers = (
+            config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+        )
         for logger in loggers:
             if logger and logger is not True and logger.init_args.get("save_dir", "") is None:
                 logger.init_args.save_dir = str(self.run_dir)
@@ -138,7 +144,9 @@ class TriptychCLI(LightningCLI):
         """Validate and test the best checkpoint (or, without a validation split, the final weights)."""
         if self.trainer.interrupted or self.trainer.received_sigterm:
             return
-        best = next(c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+        best = next(
+            c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)
+        )
         options = {"datamodule": self.datamodule, "ckpt_path": best or None, "weights_only": True}
         if "val" in self.datamodule.splits and best:
             self.trainer.validate(self.model, **options)

@@ -3,16 +3,16 @@
 from typing import Any
 
 import torch
-from pytorch_lightning.cli import OptimizerCallable
-from torch import Tensor
-
-from lightning_modules.base import TaskModule
-from lightning_modules.schedules import Schedule
 from metrics.curves import detection_curves
 from metrics.detection import DetectionMetric
 from metrics.loss import DatasetLoss
 from models.detection.detector import Detector
 from models.detection.weights import load_weights
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+
+from lightning_modules.base import TaskModule
+from lightning_modules.schedules import Schedule
 
 
 class DetectionModule(TaskModule):
@@ -41,7 +41,9 @@ class DetectionModule(TaskModule):
         weights: str | None = None,
         protocol: str = "coco",
     ) -> None:
-        super().__init__(network, optimizer, schedule, reference_batch_size, clip_each_tensor, channels_last, compile)
+        super().__init__(
+            network, optimizer, schedule, reference_batch_size, clip_each_tensor, channels_last, compile
+        )
         self.weights = weights
         self.protocol = protocol
         self.last_detections: list[dict[str, Any]] = []
