@@ -23,9 +23,7 @@ class ExponentialMovingAverage(WeightAveraging):
         self.decay = decay
 
     @torch.no_grad()
-    def _update(
-        self, averaged: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor
-    ) -> None:
+    def _update(self, averaged: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor) -> None:
         # All tensors of one call share a dtype and a device.
         if not averaged[0].is_floating_point():  # BatchNorm's counters
             torch._foreach_copy_(averaged, current)

@@ -45,9 +45,7 @@ class RunDirectory(Callback):
             if trainer.is_global_zero:
                 self._write_config()
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Describe the run, so that the checkpoint is enough to use the model."""
         checkpoint["triptych"] = {
             "format": CHECKPOINT_FORMAT,
@@ -69,9 +67,7 @@ class RunDirectory(Callback):
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.config, sort_keys=False)
         file = self.path / "config.yaml"
-        if (
-            file.exists() and file.read_text() != text
-        ):  # a resumed run may change its configuration: keep both
+        if file.exists() and file.read_text() != text:  # a resumed run may change its configuration: keep both
             file = self.path / f"config_resumed_{time.strftime('%Y%m%d-%H%M%S')}.yaml"
         file.write_text(text)
 
@@ -95,9 +91,7 @@ class RunDirectory(Callback):
             results["step"] = trainer.global_step
             results["seconds"] = round(time.monotonic() - self.started, 1)
         prefix = f"{split}/"
-        metrics = {
-            k[len(prefix) :]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)
-        }
+        metrics = {k[len(prefix) :]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
         # JSON has no NaN: a metric without a value (no object of that size, say) is null.
         results[split] = {name: None if math.isnan(value) else value for name, value in metrics.items()}
         temporary = file.with_suffix(".tmp")

@@ -89,9 +89,7 @@ class TaskModule(LightningModule):
     ) -> None:
         """Clip each tensor's gradient if asked to, then what the Trainer is asked to clip."""
         if self.clip_each_tensor is not None:
-            gradients = [
-                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-            ]
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             norms = torch._foreach_norm(gradients)
             factors = (self.clip_each_tensor / (torch.stack(norms) + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, list(factors.unbind()))
@@ -123,6 +121,6 @@ def optimizer_steps(trainer: Trainer) -> tuple[int, int]:
         totals.append(trainer.max_steps)
     if not totals:
         raise UserError(
-            "trainer.max_epochs and trainer.max_steps are both unlimited: set one, the learning-rate schedule needs an end"
+            "trainer.max_epochs and trainer.max_steps are both unlimited: set one, the schedule needs an end"
         )
     return per_epoch, min(totals)

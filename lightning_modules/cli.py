@@ -1,4 +1,4 @@
-"""LightningCLI with what a research template needs on top: run directories, plain errors, the best checkpoint tested."""
+"""LightningCLI with what a research template needs on top: run directories, plain errors, a final test."""
 
 import contextlib
 import os
@@ -46,8 +46,7 @@ class TriptychCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False},  # the data modules shard exactly themselves
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()}
-            | {"exit_on_error": False},
+            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
             args=args,
         )
 
@@ -109,9 +108,7 @@ class TriptychCLI(LightningCLI):
         if "weights_only" in config:
             config.weights_only = True
         config.trainer.default_root_dir = str(self.run_dir)
-        loggers = (
-            config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-        )
+        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
         for logger in loggers:
             if logger and logger is not True and logger.init_args.get("save_dir", "") is None:
                 logger.init_args.save_dir = str(self.run_dir)
@@ -144,9 +141,7 @@ class TriptychCLI(LightningCLI):
         """Validate and test the best checkpoint (or, without a validation split, the final weights)."""
         if self.trainer.interrupted or self.trainer.received_sigterm:
             return
-        best = next(
-            c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)
-        )
+        best = next(c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
         options = {"datamodule": self.datamodule, "ckpt_path": best or None, "weights_only": True}
         if "val" in self.datamodule.splits and best:
             self.trainer.validate(self.model, **options)

@@ -41,9 +41,7 @@ class DetectionModule(TaskModule):
         weights: str | None = None,
         protocol: str = "coco",
     ) -> None:
-        super().__init__(
-            network, optimizer, schedule, reference_batch_size, clip_each_tensor, channels_last, compile
-        )
+        super().__init__(network, optimizer, schedule, reference_batch_size, clip_each_tensor, channels_last, compile)
         self.weights = weights
         self.protocol = protocol
         self.last_detections: list[dict[str, Any]] = []
@@ -58,8 +56,8 @@ class DetectionModule(TaskModule):
         return self.network.image_size
 
     def setup(self, stage: str) -> None:
-        """Load the weights to start from, once; a checkpoint that is resumed overwrites them."""
-        if self.weights is not None and stage == "fit":
+        """Load the weights to start from, unless a checkpoint is about to be loaded."""
+        if self.weights is not None and self.trainer.ckpt_path is None:
             load_weights(self.network, self.weights, category_ids=self.trainer.datamodule.category_ids)
             self.weights = None
 
@@ -152,7 +150,5 @@ def in_original_pixels(detections: dict[str, Tensor], batch: dict[str, Any]) -> 
     results = []
     for i, index in enumerate(batch["index"].tolist()):
         keep = labels[i] >= 0
-        results.append(
-            {"index": index, "boxes": boxes[i][keep], "scores": scores[i][keep], "labels": labels[i][keep]}
-        )
+        results.append({"index": index, "boxes": boxes[i][keep], "scores": scores[i][keep], "labels": labels[i][keep]})
     return results
