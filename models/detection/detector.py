@@ -1,0 +1,107 @@
+"""What every object detector offers, whatever its kind."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+
+class LossTerm(NamedTuple):
+    """A loss as a ratio of sums over images, so that its value over a dataset does not depend on how it was batched.
+
+    Over any set of images the value is `weight * sum(numerator) / (sum(denominator) + offset)`.
+
+    Attributes:
+        numerator: (B,) float32, one number per image; carries the gradient.
+        denominator: (B,) float32, one number per image.
+        weight: factor of the term in the total loss.
+        offset: added once to the sum of the denominators.
+    """
+
+    numerator: Tensor
+    denominator: Tensor
+    weight: float
+    offset: float
+
+    def value(self) -> Tensor:
+        """The term over the images at hand, a scalar."""
+        return self.weight * self.numerator.sum() / (self.denominator.sum() + self.offset)
+
+
+class Targets(TypedDict):
+    """The objects of a batch, padded to M per image."""
+
+    boxes: Tensor  # (B, M, 4) float32, XYXY pixels of the network's input
+    labels: Tensor  # (B, M) int64, 0..K-1; -1 is padding
+    iscrowd: Tensor  # (B, M) bool; crowds take no part in training
+    area: Tensor  # (B, M) float32, pixels
+
+
+class Detections(TypedDict):
+    """What was found in a batch: D places per image by descending score, padded with score 0 and label -1."""
+
+    boxes: Tensor  # (B, D, 4) float32, XYXY pixels of the network's input
+    scores: Tensor  # (B, D) float32
+    labels: Tensor  # (B, D) int64
+
+
+class Detector(nn.Module, ABC):
+    """Base class: preprocessing here; the network, its losses and its postprocessing in a subclass.
+
+    Args:
+        num_classes: K, without a background class.
+        image_size: side in pixels of the square input the network was published with.
+        size_divisor: height and width of an input must be multiples of it.
+        mean: of the RGB channels of the training images, on a scale from 0 to 1 (default: ImageNet's).
+        std: likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        image_size: int,
+        size_divisor: int,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.size_divisor = size_divisor
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def preprocess(self, images: Tensor, image_size: Tensor) -> Tensor:
+        """Normalise pixels; what lies beyond an image's own size becomes exactly zero.
+
+        Args:
+            images: (B, 3, H, W) uint8 RGB, each image at the top left. The memory format is kept.
+            image_size: (B, 2) int64, height and width of each image.
+
+        Returns:
+            (B, 3, H, W) float32.
+        """
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device) < image_size[:, :1]  # (B, H)
+        columns = torch.arange(width, device=images.device) < image_size[:, 1:]  # (B, W)
+        inside = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
+        return images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std).mul_(inside)
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        """Raw outputs of the network for preprocessed images (B, 3, H, W)."""
+
+    @abstractmethod
+    def loss_terms(self, outputs: dict[str, Any], targets: Targets, image_size: Tensor) -> dict[str, LossTerm]:
+        """The named losses of a batch, computed in float32; the training loss is the sum of their values."""
+
+    @abstractmethod
+    def detect(self, outputs: dict[str, Any], image_size: Tensor) -> Detections:
+        """Boxes, scores and labels, clipped to `image_size` (B, 2) (height, width)."""
+
+    def class_parameters(self) -> list[str]:
+        """Names of the parameters whose first dimension is (anchors x classes): what a change of classes replaces."""
+        return []

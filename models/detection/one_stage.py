@@ -1,0 +1,140 @@
+"""A detector that predicts a class and a box for every anchor in one go, composed of parts."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from errors import UserError
+from models.detection.anchors import AnchorGenerator
+from models.detection.box_coder import BoxCoder
+from models.detection.detector import Detections, Detector, LossTerm, Targets
+from models.detection.focal_loss import FocalLoss
+from models.detection.huber_loss import HuberLoss
+from models.detection.matcher import Matcher
+from models.detection.postprocess import Postprocessor
+
+
+class OneStageDetector(Detector):
+    """Backbone, neck, head, and what turns their outputs into losses and detections.
+
+    Neck and head are given as factories (in YAML: a `class_path` with all but their first arguments), because their
+    widths follow from the part before them and the number of classes from the data.
+
+    Args:
+        num_classes: K.
+        image_size: side of the published input, in pixels.
+        backbone: has `channels`; images -> features, finest first.
+        neck: called with the backbone's channels; has `channels`; features -> pyramid.
+        head: called with (the neck's channels, number of levels, anchors per cell, K); pyramid -> `class_logits`
+            (B, A_l, K) and `box_codes` (B, A_l, 4) per level; has `class_parameters()`.
+        anchors: one stride for every level of the pyramid.
+        matcher: assigns anchors to objects.
+        box_coder: turns boxes to codes and back.
+        class_loss: (logits per level, labels (B, A)) -> (B,).
+        box_loss: (codes (B, A, 4), targets (B, A, 4), positive (B, A)) -> (B,).
+        box_weight: of the box loss in the total.
+        positives_offset: added to the number of positive anchors of a batch that both losses are divided by.
+        postprocessor: picks the detections.
+        mean: see `Detector`, like `std`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        image_size: int,
+        backbone: nn.Module,
+        neck: Callable[[list[int]], nn.Module],
+        head: Callable[[int, int, int, int], nn.Module],
+        anchors: AnchorGenerator,
+        matcher: Matcher,
+        box_coder: BoxCoder,
+        class_loss: FocalLoss,
+        box_loss: HuberLoss,
+        postprocessor: Postprocessor,
+        box_weight: float = 50.0,
+        positives_offset: float = 1.0,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes, image_size=image_size, size_divisor=max(anchors.strides), mean=mean, std=std
+        )
+        self.backbone = backbone
+        self.neck = neck(backbone.channels)
+        self.head = head(self.neck.channels, len(anchors.strides), anchors.anchors_per_cell, num_classes)
+        self.anchors = anchors
+        self.matcher = matcher
+        self.box_coder = box_coder
+        self.class_loss = class_loss
+        self.box_loss = box_loss
+        self.postprocessor = postprocessor
+        self.box_weight = box_weight
+        self.positives_offset = positives_offset
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        """Raw outputs for preprocessed images (B, 3, H, W).
+
+        Returns:
+            `class_logits` and `box_codes` as the head gives them, and `sizes`, the pyramid's (height, width) per level.
+
+        Raises:
+            UserError: H or W is not a multiple of `size_divisor`.
+        """
+        height, width = images.shape[-2:]
+        if height % self.size_divisor or width % self.size_divisor:
+            raise UserError(
+                f"an input of {height} x {width} pixels does not suit {type(self).__name__}: "
+                f"height and width must be multiples of {self.size_divisor}"
+            )
+        pyramid = self.neck(self.backbone(images))
+        return {**self.head(pyramid), "sizes": [tuple(x.shape[-2:]) for x in pyramid]}
+
+    def loss_terms(self, outputs: dict[str, Any], targets: Targets, image_size: Tensor) -> dict[str, LossTerm]:
+        """Terms `class_loss` and `box_loss`, both divided by the positive anchors of the batch.
+
+        Args:
+            outputs: of `forward`.
+            targets: crowds and padding are left out.
+            image_size: (B, 2); anchors beyond it are background like any other.
+        """
+        labels, box_targets = self.assign(outputs["sizes"], targets)
+        positive = labels >= 0
+        count = positive.sum(1).float()  # (B,)
+        codes = torch.cat(outputs["box_codes"], 1)
+        return {
+            "class_loss": LossTerm(self.class_loss(outputs["class_logits"], labels), count, 1.0, self.positives_offset),
+            "box_loss": LossTerm(
+                self.box_loss(codes, box_targets, positive), count, self.box_weight, self.positives_offset
+            ),
+        }
+
+    @torch.no_grad()
+    def assign(self, sizes: Sequence[tuple[int, int]], targets: Targets) -> tuple[Tensor, Tensor]:
+        """What every anchor should predict.
+
+        Returns:
+            Labels (B, A) int64: a class, NEGATIVE or IGNORED; box codes (B, A, 4) float32, 0 where there is no object.
+        """
+        boxes, labels = targets["boxes"], targets["labels"]
+        anchors = self.anchors(sizes, boxes.device)
+        match = self.matcher(anchors, boxes, (labels >= 0) & ~targets["iscrowd"])  # (B, A)
+        if boxes.shape[1] == 0:
+            return match, anchors.new_zeros(*match.shape, 4)
+        positive = match >= 0
+        index = match.clamp(min=0)
+        labels = labels.gather(1, index).where(positive, match)
+        codes = self.box_coder.encode(boxes.gather(1, index[..., None].expand(-1, -1, 4)), anchors)
+        return labels, codes.where(positive[..., None], 0)
+
+    def detect(self, outputs: dict[str, Any], image_size: Tensor) -> Detections:
+        """Detections in input pixels, clipped to `image_size` (B, 2)."""
+        logits, codes = outputs["class_logits"], outputs["box_codes"]
+        anchors = self.anchors(outputs["sizes"], logits[0].device)
+        return self.postprocessor(logits, codes, anchors, self.box_coder, image_size)
+
+    def class_parameters(self) -> list[str]:
+        """Names of the parameters that a change of classes replaces."""
+        return [f"head.{name}" for name in self.head.class_parameters()]
