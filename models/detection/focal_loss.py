@@ -77,12 +77,12 @@ class _FocalSum(torch.autograd.Function):
         logits, labels = ctx.saved_tensors
         alpha, gamma = ctx.alpha, ctx.gamma
         rows = logits.reshape(-1, logits.shape[-1])
-        scale = grad[:, None].where(labels != IGNORED, 0).view(-1, 1)  # of each anchor
+        scale = grad[:, None].where(labels != IGNORED, 0).reshape(-1, 1)  # of each anchor
         result = torch.empty_like(rows)
         for part in _slices(rows):
             result[part] = _negative_slope(rows[part].float(), gamma).mul_((1 - alpha) * scale[part])
         index, x = _own_class(rows, labels)
-        positive = labels.view(-1, 1) >= 0
+        positive = labels.reshape(-1, 1) >= 0
         slope = (scale * alpha * _positive_slope(x, gamma)).to(result.dtype)
         result.scatter_(1, index, slope.where(positive, result.gather(1, index)))
         return result.view_as(logits), None, None, None
@@ -95,7 +95,7 @@ def _slices(rows: Tensor) -> list[slice]:
 
 def _own_class(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Index and float32 logit of every anchor's own class, (B * A, 1) each; class 0 where it has none."""
-    index = labels.clamp(min=0).view(-1, 1)
+    index = labels.clamp(min=0).reshape(-1, 1)
     return index, rows.gather(1, index).float()
 
 

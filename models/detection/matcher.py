@@ -8,7 +8,7 @@ from models.detection.boxes import pairwise_iou
 NEGATIVE = -1
 IGNORED = -2
 
-# Anchors are taken in slices, so that a table of overlaps (images x objects x anchors) never has more numbers than this.
+# Anchors are taken in slices, so that a table of overlaps (images x objects x anchors) has no more numbers than this.
 SLICE_ELEMENTS = 2**22
 
 

@@ -71,8 +71,8 @@ class FusionNode(nn.Module):
         super().__init__()
         self.inputs = node.inputs
         self.steps = [levels[i] - node.level for i in node.inputs]  # 1: from coarser, -1: from finer
-        self.projections = nn.ModuleList(
-            nn.Identity() if in_channels[i] == channels else Projection(in_channels[i], channels) for i in node.inputs
+        self.projections = nn.ModuleDict(
+            {str(i): Projection(in_channels[i], channels) for i in node.inputs if in_channels[i] != channels}
         )
         self.fusion = FastFusion(len(node.inputs)) if weighted else PlainFusion()
         self.conv = SeparableConv(channels, channels)
@@ -81,8 +81,10 @@ class FusionNode(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """All features of the cell so far, each (B, in_channels[i], h_i, w_i) -> (B, channels, h, w)."""
         resampled = []
-        for i, step, projection in zip(self.inputs, self.steps, self.projections, strict=True):
-            x = projection(features[i])
+        for i, step in zip(self.inputs, self.steps, strict=True):
+            x = features[i]
+            if str(i) in self.projections:
+                x = self.projections[str(i)](x)
             if step < 0:
                 x = halve(x)
             elif step > 0:
