@@ -1,0 +1,151 @@
+"""A data loader that can stop after any batch and go on from there, whatever its workers were doing."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.randomness import epoch_permutation
+
+SampleKey = tuple[int, int]  # (epoch, index)
+
+
+class EpochBatches(Sampler[list[SampleKey]]):
+    """The batches of one rank in one epoch, as a pure function of (seed, epoch, rank, start).
+
+    Iterating changes nothing, so that it may be iterated twice (PyTorch does, with workers).
+
+    Training deals a permutation out to the ranks; every rank gets the same number of samples, a remainder smaller than
+    the number of ranks is left out (another one each epoch). Evaluation gives rank r the samples r, r + world, ...,
+    unpadded; a rank that gets none reads sample 0 once more, because a rank without a batch would skip its collective
+    calls (metrics drop the duplicate).
+
+    Args:
+        length: samples in the dataset.
+        batch_size: samples per batch and rank.
+        shuffle: permute, with `seed` and the epoch.
+        seed: of the permutation.
+        rank: of this process.
+        world: number of processes.
+        training: deal out evenly, and leave out a last incomplete batch unless it is the only one (BatchNorm does not
+            bear a batch of one).
+    """
+
+    def __init__(
+        self, *, length: int, batch_size: int, shuffle: bool, seed: int, rank: int, world: int, training: bool
+    ) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.training = training
+        self.epoch = 0
+        self.start = 0
+
+    def batches_per_epoch(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        samples = len(self._share(range(self.length)))
+        if self.training and samples >= self.batch_size:
+            return samples // self.batch_size
+        return -(-samples // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch() - self.start
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        if self.shuffle:
+            order = epoch_permutation(self.seed, self.epoch, self.length).tolist()
+        else:
+            order = range(self.length)
+        mine = self._share(order)
+        for batch in range(self.start, self.batches_per_epoch()):
+            yield [(self.epoch, index) for index in mine[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+    def _share(self, order: Any) -> Any:
+        if self.training:
+            if self.length < self.world:  # fewer samples than processes: all processes read all of them
+                return order
+            return order[: self.length // self.world * self.world][self.rank :: self.world]
+        return order[self.rank :: self.world] or order[:1]
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader whose state is (epoch, batches handed out in it).
+
+    `state_dict` counts the batches that the training loop has taken, not those that workers have read ahead. After
+    the last batch of an epoch the state is the beginning of the next one. The random stream of a sample comes with its
+    key, so workers need no state, and their number may change between stop and resumption.
+
+    Args:
+        dataset: indexed by (epoch, index).
+        batches: which samples, in which order.
+        collate: list of samples -> batch.
+        num_workers: worker processes; 0 reads in the training process.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batches: EpochBatches,
+        *,
+        collate: Callable[[list[Any]], Any],
+        num_workers: int,
+    ) -> None:
+        self.batches = batches
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_one_thread,
+            # DataLoader draws the workers' base seed from the global stream unless it has one of its own.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __len__(self) -> int:
+        return self.batches.batches_per_epoch()
+
+    def __iter__(self) -> Iterator[Any]:
+        # The inner iterator is made at once, and not at the first `next`: Lightning makes iterators before it restores
+        # the random state, and draws the first batch after.
+        return _CountingIterator(self, super().__iter__())
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batches taken in it."""
+        return {"epoch": self.batches.epoch, "position": self.batches.start}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after `position` batches of `epoch`."""
+        self.batches.epoch = state["epoch"]
+        self.batches.start = state["position"]
+
+
+class _CountingIterator:
+    """Counts the batches that are taken, and turns the page at the end of the epoch."""
+
+    def __init__(self, loader: ResumableLoader, iterator: Iterator[Any]) -> None:
+        self.loader = loader
+        self.iterator = iterator
+
+    def __iter__(self) -> "_CountingIterator":
+        return self
+
+    def __next__(self) -> Any:
+        batch = next(self.iterator)
+        batches = self.loader.batches
+        batches.start += 1
+        if batches.start >= batches.batches_per_epoch():
+            batches.epoch, batches.start = batches.epoch + 1, 0
+        return batch
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are parallel already: threads of their own would fight for the cores."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
