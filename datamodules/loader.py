@@ -25,52 +25,63 @@ class EpochBatches(Sampler[list[SampleKey]]):
     Args:
         length: samples in the dataset.
         batch_size: samples per batch and rank.
+        training: deal out evenly, and leave out a last incomplete batch unless it is the only one (BatchNorm does not
+            bear a batch of one).
         shuffle: permute, with `seed` and the epoch.
         seed: of the permutation.
         rank: of this process.
         world: number of processes.
-        training: deal out evenly, and leave out a last incomplete batch unless it is the only one (BatchNorm does not
-            bear a batch of one).
+        limit: batches (int) or the share of them (float) after which an epoch is over, as Lightning's
+            `limit_train_batches`.
     """
 
     def __init__(
-        self, *, length: int, batch_size: int, shuffle: bool, seed: int, rank: int, world: int, training: bool
+        self,
+        *,
+        length: int,
+        batch_size: int,
+        training: bool,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        limit: int | float = 1.0,
     ) -> None:
         self.length = length
         self.batch_size = batch_size
+        self.training = training
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world = world
-        self.training = training
+        samples = len(self._share(range(length)))
+        drop_last = training and samples >= batch_size
+        self.full = samples // batch_size if drop_last else -(-samples // batch_size)
+        self.stop = min(self.full, limit) if isinstance(limit, int) else int(self.full * limit)
         self.epoch = 0
         self.start = 0
 
-    def batches_per_epoch(self) -> int:
-        """Batches of a whole epoch on this rank."""
-        samples = len(self._share(range(self.length)))
-        if self.training and samples >= self.batch_size:
-            return samples // self.batch_size
-        return -(-samples // self.batch_size)
-
     def __len__(self) -> int:
-        return self.batches_per_epoch() - self.start
+        return self.full
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        if self.shuffle:
-            order = epoch_permutation(self.seed, self.epoch, self.length).tolist()
-        else:
-            order = range(self.length)
+        order = epoch_permutation(self.seed, self.epoch, self.length).tolist() if self.shuffle else range(self.length)
         mine = self._share(order)
-        for batch in range(self.start, self.batches_per_epoch()):
-            yield [(self.epoch, index) for index in mine[batch * self.batch_size : (batch + 1) * self.batch_size]]
+        keys = [(self.epoch, index) for index in mine[self.start * self.batch_size : self.stop * self.batch_size]]
+        return iter([keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)])
+
+    def advance(self) -> None:
+        """One more batch of this epoch was taken."""
+        self.start += 1
+        if self.start >= self.stop:
+            self.epoch, self.start = self.epoch + 1, 0
 
     def _share(self, order: Any) -> Any:
-        if self.training:
-            if self.length < self.world:  # fewer samples than processes: all processes read all of them
-                return order
-            return order[: self.length // self.world * self.world][self.rank :: self.world]
-        return order[self.rank :: self.world] or order[:1]
+        if not self.training:
+            return order[self.rank :: self.world] or order[:1]
+        if self.length < self.world:  # fewer samples than processes: all processes read all of them
+            return order
+        return order[: self.length // self.world * self.world][self.rank :: self.world]
 
 
 class ResumableLoader(DataLoader):
@@ -108,13 +119,9 @@ class ResumableLoader(DataLoader):
             generator=torch.Generator().manual_seed(0),
         )
 
-    def __len__(self) -> int:
-        return self.batches.batches_per_epoch()
-
     def __iter__(self) -> Iterator[Any]:
-        # The inner iterator is made at once, and not at the first `next`: Lightning makes iterators before it restores
-        # the random state, and draws the first batch after.
-        return _CountingIterator(self, super().__iter__())
+        iterator = super().__iter__()
+        return _CountingIterator(self.batches, iterator) if self.batches.training else iterator
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and batches taken in it."""
@@ -127,10 +134,10 @@ class ResumableLoader(DataLoader):
 
 
 class _CountingIterator:
-    """Counts the batches that are taken, and turns the page at the end of the epoch."""
+    """Tells the sampler of each batch that is taken."""
 
-    def __init__(self, loader: ResumableLoader, iterator: Iterator[Any]) -> None:
-        self.loader = loader
+    def __init__(self, batches: EpochBatches, iterator: Iterator[Any]) -> None:
+        self.batches = batches
         self.iterator = iterator
 
     def __iter__(self) -> "_CountingIterator":
@@ -138,10 +145,7 @@ class _CountingIterator:
 
     def __next__(self) -> Any:
         batch = next(self.iterator)
-        batches = self.loader.batches
-        batches.start += 1
-        if batches.start >= batches.batches_per_epoch():
-            batches.epoch, batches.start = batches.epoch + 1, 0
+        self.batches.advance()
         return batch
 
 

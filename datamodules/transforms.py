@@ -1,0 +1,166 @@
+"""All augmentation, and the only place that knows albumentations.
+
+A transform takes an image (H, W, 3) uint8 RGB, boxes (n, 4) float32 XYXY in its pixels and a random stream, and gives
+the same of the transformed image, with the positions of the boxes that are left.
+"""
+
+import os
+import warnings
+from typing import Any, NamedTuple
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the network for a newer version
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from errors import UserError
+
+MIN_SIDE = 1.0  # pixels that must be left of a box after a crop
+
+
+class Transformed(NamedTuple):
+    """A transformed image and what became of its boxes."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    boxes: np.ndarray  # (m, 4) float32 XYXY
+    kept: np.ndarray  # (m,) int64, positions of these boxes among the given ones
+    size: tuple[int, int]  # (height, width) of the picture within the image, at the top left; the rest is padding
+    scale: tuple[float, float]  # (x, y) from original to transformed pixels, where nothing was cropped
+
+
+def resize_to_fit(image: np.ndarray, boxes: np.ndarray, side: int | None) -> Transformed:
+    """Resize the longer side to `side`, keep the aspect ratio, pad to a square at the bottom and right with zeros.
+
+    The transform of validation, test and prediction. `side` None leaves the image as it is.
+    """
+    height, width = image.shape[:2]
+    kept = np.arange(len(boxes))
+    if side is None:
+        return Transformed(image, boxes, kept, (height, width), (1.0, 1.0))
+    factor = side / max(height, width)
+    new_height, new_width = max(round(height * factor), 1), max(round(width * factor), 1)
+    scale = (new_width / width, new_height / height)
+    canvas = np.zeros((side, side, 3), np.uint8)
+    canvas[:new_height, :new_width] = _resize(image, new_width, new_height)
+    boxes = boxes * np.array([*scale, *scale], np.float32)
+    return Transformed(canvas, boxes.astype(np.float32), kept, (new_height, new_width), scale)
+
+
+def jitter(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    side: int,
+    rng: np.random.Generator,
+    scale_range: tuple[float, float] = (0.1, 2.0),
+) -> Transformed:
+    """EfficientDet's scale jitter: resize to a random multiple of the target, then crop or pad to it.
+
+    The picture is fitted into `side` times a factor drawn from `scale_range`; a window of `side` pixels at a random
+    place is cut from it, or the rest is padded at the bottom and right (google/automl, dataloader.py). Only the part of
+    the picture that ends up in the window is resized.
+    """
+    height, width = image.shape[:2]
+    factor = rng.uniform(*scale_range) * side / max(height, width)
+    new_height, new_width = max(round(height * factor), 1), max(round(width * factor), 1)
+    left = int(rng.uniform() * max(new_width - side, 0))
+    top = int(rng.uniform() * max(new_height - side, 0))
+    out_height, out_width = min(new_height, side), min(new_width, side)
+    scale = np.array([new_width / width, new_height / height], np.float32)
+    canvas = np.zeros((side, side, 3), np.uint8)
+    if (new_height, new_width) == (out_height, out_width):
+        canvas[:out_height, :out_width] = _resize(image, new_width, new_height)
+    elif scale[0] < 1:  # shrink first: INTER_AREA needs whole source pixels under every target pixel
+        canvas[:out_height, :out_width] = _resize(image, new_width, new_height)[
+            top : top + out_height, left : left + out_width
+        ]
+    else:  # enlarge the window only; target pixel t shows source pixel (t + .5) / scale - .5
+        matrix = np.array(
+            [
+                [1 / scale[0], 0, (left + 0.5) / scale[0] - 0.5],
+                [0, 1 / scale[1], (top + 0.5) / scale[1] - 0.5],
+            ]
+        )
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        canvas[:out_height, :out_width] = cv2.warpAffine(
+            image, matrix, (out_width, out_height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
+    boxes = boxes * np.tile(scale, 2) - np.array([left, top, left, top], np.float32)
+    boxes, kept = _clip(boxes, out_width, out_height)
+    return Transformed(canvas, boxes, kept, (out_height, out_width), (1.0, 1.0))
+
+
+def flip(done: Transformed, rng: np.random.Generator) -> Transformed:
+    """Mirror left and right with probability one half; padding stays at the right."""
+    if rng.uniform() < 0.5:
+        return done
+    width = done.size[1]
+    image = done.image.copy()
+    image[:, :width] = done.image[:, :width][:, ::-1]
+    boxes = done.boxes.copy()
+    boxes[:, [0, 2]] = width - done.boxes[:, [2, 0]]
+    return done._replace(image=image, boxes=boxes)
+
+
+class Pixels:
+    """albumentations on the original picture, before it is resized: colours, noise, blur, also geometry.
+
+    Args:
+        transforms: what `albumentations.Compose` takes, as objects or as dictionaries of `class_path` (the name in
+            albumentations) and `init_args`.
+
+    Raises:
+        UserError: an unknown transform, or an argument that it does not have.
+    """
+
+    def __init__(self, transforms: list[Any]) -> None:
+        self.compose = A.Compose(
+            [_build(transform) for transform in transforms],
+            # Boxes of real datasets reach over the border and are sometimes empty: albumentations refuses both unless
+            # told to clip and to drop. Labels ride along as positions, so that everything else can be re-indexed.
+            bbox_params=A.BboxParams(
+                format="pascal_voc", label_fields=["positions"], clip=True, filter_invalid_bboxes=True
+            ),
+        )
+
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The transformed image, the boxes left, and their positions among the given ones."""
+        # Unseeded, albumentations repeats one stream in all workers and all epochs.
+        self.compose.set_random_seed(int(rng.integers(2**32)))
+        result = self.compose(image=image, bboxes=boxes, positions=np.arange(len(boxes)))
+        boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
+        return result["image"], boxes, np.asarray(result["positions"]).reshape(-1).astype(np.int64)
+
+
+def _build(transform: Any) -> A.BasicTransform:
+    if not isinstance(transform, dict):
+        return transform
+    name = str(transform.get("class_path", "")).removeprefix("albumentations.")
+    kind = getattr(A, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform | A.BaseCompose)):
+        raise UserError(f"data.transforms: albumentations has no transform {name!r}; see its documentation for names")
+    arguments = dict(transform.get("init_args") or {})
+    if "transforms" in arguments:
+        arguments["transforms"] = [_build(inner) for inner in arguments["transforms"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # albumentations only warns of an argument that it does not know, and ignores it
+        try:
+            return kind(**arguments)
+        except (UserWarning, TypeError, ValueError) as error:
+            raise UserError(
+                f"data.transforms: {name} does not take {arguments}: {' '.join(str(error).split())}"
+            ) from error
+
+
+def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Bilinear when enlarging; when shrinking the mean over the area, which does not alias."""
+    shrinking = width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+
+
+def _clip(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
+    kept = np.flatnonzero(((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(1))
+    return boxes[kept], kept
