@@ -44,6 +44,7 @@ class TimmBackbone(nn.Module):
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.momentum = bn_momentum
+        self.train()
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         """Activations work in place in evaluation only: in training autograd would copy their input first."""

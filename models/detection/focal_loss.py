@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -11,7 +10,7 @@ from models.detection.matcher import IGNORED
 
 # The loss passes several times over its logits. On a CPU slices of this many stay in the cache between the passes,
 # which is several times faster; on a GPU the slices only bound the memory of the passes.
-SLICE_ELEMENTS = {"cpu": 2**16}
+SLICE_ELEMENTS = {"cpu": 2**17}
 SLICE_ELEMENTS_ELSEWHERE = 2**26
 
 
@@ -99,15 +98,24 @@ def _own_class(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return index, rows.gather(1, index).float()
 
 
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) without `log1p`, which torch evaluates ten times slower than `atanh` on some CPUs.
+
+    With u = exp(-|x|): max(x, 0) + log(1 + u), and log(1 + u) = 2 atanh(u / (2 + u)), exact to rounding.
+    """
+    u = x.abs().neg_().exp_()
+    return torch.add(x.clamp(min=0), u.div_(u + 2).atanh_(), alpha=2)
+
+
 def _negative_loss(x: Tensor, gamma: float) -> Tensor:
     """p^gamma * -log(1 - p), with log p = x - softplus(x)."""
-    softplus = F.softplus(x)
+    softplus = _softplus(x)
     return (x - softplus).mul_(gamma).exp_().mul_(softplus)
 
 
 def _negative_slope(x: Tensor, gamma: float) -> Tensor:
     """Its derivative p^gamma * (gamma (1 - p) softplus(x) + p)."""
-    softplus = F.softplus(x)
+    softplus = _softplus(x)
     p = torch.sigmoid(x)
     power = (x - softplus).mul_(gamma).exp_()
     return torch.addcmul(p, softplus.mul_(gamma), 1 - p).mul_(power)

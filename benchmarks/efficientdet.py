@@ -1,0 +1,221 @@
+"""EfficientDet-D0 side by side with effdet: `python -m benchmarks.efficientdet [--json] [--size 512] [--threads 2]`.
+
+Both networks have the same random weights and see the same images and boxes, on a GPU if there is one. Rounds alternate,
+so that whatever else the machine does falls on all; medians and their ratios are reported. Peak memory is that of a
+process (CPU) or of the allocator (GPU) that runs one contender only, over what it held before the work.
+
+- training step: forward, assignment of targets, losses, backward, SGD step; effdet with the labeler in its bench.
+- inference: forward and postprocessing to 100 detections per image; candidates of freshly initialised networks.
+
+"effdet" is as it stands (its default memory format); "effdet, channels last" is given the format that Triptych uses.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.detection import EfficientDet
+
+CONTENDERS = ("triptych", "effdet", "effdet, channels last")
+TASKS = ("training step", "inference")
+NUM_CLASSES = 90
+
+
+def sample_batch(batch_size: int, size: int, device: str) -> dict[str, Tensor]:
+    """Random images and ten random boxes each."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(batch_size, 10, 2, generator=generator) * 0.7 * size
+    extent = (0.02 + 0.28 * torch.rand(batch_size, 10, 2, generator=generator)) * size
+    return {
+        "images": torch.randn(batch_size, 3, size, size, generator=generator).to(device),
+        "boxes": torch.cat([corner, corner + extent], -1).to(device),
+        "labels": torch.randint(NUM_CLASSES, (batch_size, 10), generator=generator).to(device),
+        "image_size": torch.full((batch_size, 2), size, device=device),
+    }
+
+
+def triptych_task(task: str, batch: dict[str, Tensor], compiled: bool) -> Callable[[], object]:
+    """One training step or one inference of ours, as a function without arguments."""
+    torch.manual_seed(0)
+    network = EfficientDet(num_classes=NUM_CLASSES, variant="d0").to(batch["images"].device)
+    network = network.to(memory_format=torch.channels_last)
+    if compiled:
+        network.compile()
+    images = batch["images"].contiguous(memory_format=torch.channels_last)
+    crowd = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    targets = {"boxes": batch["boxes"], "labels": batch["labels"], "iscrowd": crowd}
+    if task == "inference":
+        network.eval()
+        return torch.inference_mode()(lambda: network.detect(network(images), batch["image_size"]))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        terms = network.loss_terms(network(images), targets, batch["image_size"])
+        sum(term.value() for term in terms.values()).backward()
+        optimizer.step()
+
+    return step
+
+
+def effdet_task(task: str, batch: dict[str, Tensor], channels_last: bool) -> Callable[[], object]:
+    """The same of effdet."""
+    from effdet import create_model
+
+    size = batch["images"].shape[-1]
+    torch.manual_seed(0)
+    bench = create_model(
+        "tf_efficientdet_d0",
+        bench_task="predict" if task == "inference" else "train",
+        bench_labeler=task != "inference",
+        pretrained_backbone=False,
+        image_size=(size, size),
+    ).to(batch["images"].device)
+    images = batch["images"]
+    if channels_last:
+        bench = bench.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    if task == "inference":
+        bench.eval()
+        info = {
+            "img_scale": torch.ones(len(images), device=images.device),
+            "img_size": batch["image_size"].float(),
+        }
+        return torch.inference_mode()(lambda: bench(images, info))
+    bench.train()
+    targets = {"bbox": batch["boxes"][..., [1, 0, 3, 2]], "cls": batch["labels"].float() + 1}
+    optimizer = torch.optim.SGD(bench.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        bench(images, targets)["loss"].backward()
+        optimizer.step()
+
+    return step
+
+
+def make(contender: str, task: str, args: argparse.Namespace) -> Callable[[], object]:
+    """The work of a contender, ready to be called."""
+    batch = sample_batch(args.batch, args.size, args.device)
+    if contender.startswith("triptych"):
+        return triptych_task(task, batch, compiled=contender.endswith("compiled"))
+    return effdet_task(task, batch, channels_last=contender.endswith("channels last"))
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_megabytes(contender: str, task: str, args: argparse.Namespace) -> float:
+    """Peak memory of three calls, beyond what was held before the first, in this process."""
+    work = make(contender, task, args)
+    if args.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        for _ in range(3):
+            work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = peak_resident_megabytes()
+    for _ in range(3):
+        work()
+    return peak_resident_megabytes() - before
+
+
+def peak_resident_megabytes() -> float:
+    """The most memory that this process ever held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: `ru_maxrss` would be inherited from the parent process
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def peak_in_fresh_process(contender: str, task: str, args: argparse.Namespace) -> float:
+    """`peak_megabytes` in a process of its own."""
+    options = ["--batch", args.batch, "--size", args.size, "--threads", args.threads, "--device", args.device]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.efficientdet", "--peak-of", contender, task]
+    output = subprocess.run([*command, *map(str, options)], check=True, capture_output=True, text=True).stdout
+    return float(output.split()[-1])
+
+
+def compare(task: str, contenders: list[str], args: argparse.Namespace) -> list[dict]:
+    """Rows of the table for one task."""
+    works = {contender: make(contender, task, args) for contender in contenders}
+    for work in works.values():
+        for _ in range(2):
+            seconds(work, args.device)  # warm up: caches, kernels' own tuning, compilation
+    times: dict[str, list[float]] = {contender: [] for contender in contenders}
+    for _ in range(args.rounds):
+        for contender, work in works.items():
+            times[contender].append(seconds(work, args.device))
+    works.clear()
+    ours = statistics.median(times["triptych"])
+    return [
+        {
+            "task": task,
+            "contender": contender,
+            "median_seconds": statistics.median(values),
+            "images_per_second": args.batch / statistics.median(values),
+            "ratio_to_triptych": statistics.median(values) / ours,
+            "peak_megabytes": peak_in_fresh_process(contender, task, args),
+        }
+        for contender, values in times.items()
+    ]
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=512, help="side of the input in pixels")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="also run ours through torch.compile")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peak-of", nargs=2, metavar=("CONTENDER", "TASK"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        print(peak_megabytes(*args.peak_of, args))
+        return
+    contenders = [*CONTENDERS, "triptych, compiled"] if args.compile else list(CONTENDERS)
+    rows = [row for task in TASKS for row in compare(task, contenders, args)]
+    setting = {
+        "network": "EfficientDet-D0",
+        "classes": NUM_CLASSES,
+        "batch": args.batch,
+        "size": args.size,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "CPU",
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "torch": torch.__version__,
+    }
+    if args.json:
+        print(json.dumps({"setting": setting, "rows": rows}, indent=2))
+        return
+    print(", ".join(f"{key} {value}" for key, value in setting.items()))
+    print(f"\n{'task':14} {'contender':22} {'median':>9} {'images/s':>9} {'ratio':>6} {'peak':>9}")
+    for row in rows:
+        print(
+            f"{row['task']:14} {row['contender']:22} {row['median_seconds'] * 1000:6.0f} ms "
+            f"{row['images_per_second']:9.2f} {row['ratio_to_triptych']:6.2f} {row['peak_megabytes']:6.0f} MB"
+        )
+
+
+if __name__ == "__main__":
+    main()
