@@ -93,7 +93,7 @@ def read_coco(annotation_file: str | Path, image_folder: str | Path | None) -> D
         objects["annotation_ids"].append(number)
     if beyond > 0.2 * len(image_index) and beyond >= 10:
         raise UserError(
-            f"{file}: {beyond} of {len(image_index)} boxes end outside their image, as if bbox held two corners; COCO's "
+            f"{file}: {beyond} of {len(image_index)} boxes end outside their image, as if bbox held two corners; COCO "
             "boxes are [x, y, width, height]: convert them"
         )
     return DetectionAnnotations.from_lists(

@@ -66,6 +66,8 @@ class DetectionDataset(Dataset):
             if index not in self.quarantine:
                 log.warning("%s; left out", error)
                 self.quarantine.add(index)
+            if len(self.quarantine) == len(self):
+                raise
             if self.training:
                 return self.load((index + 1) % len(self))
             image = np.zeros((*size, 3), np.uint8)
