@@ -13,7 +13,7 @@ from errors import UserError
 def read_coco(annotation_file: str | Path, image_folder: str | Path | None) -> DetectionAnnotations:
     """Read an `instances` file of any COCO-format dataset.
 
-    Dense labels follow the ascending category ids (as pycocotools orders them), whatever ids the file uses. Ids may be
+    Dense labels follow the ascending category ids (as COCOeval orders them), whatever ids the file uses. Ids may be
     numbers or strings; a reference "7" finds the id 7. Images keep the order of the file; those without objects stay.
     Boxes are kept as they are, zero-size and partly outside ones included: the metric counts them as pycocotools
     does, training drops or clips them. A missing `area` is the box's, a missing `iscrowd` 0.
