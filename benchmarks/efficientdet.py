@@ -1,11 +1,11 @@
 """EfficientDet-D0 side by side with effdet: `python -m benchmarks.efficientdet [--json] [--size 512] [--threads 2]`.
 
-Both networks have the same random weights and see the same images and boxes, on a GPU if there is one. Rounds alternate,
-so that whatever else the machine does falls on all; medians and their ratios are reported. Peak memory is that of a
-process (CPU) or of the allocator (GPU) that runs one contender only, over what it held before the work.
+All networks start from the same random weights and see the same images and boxes, on a GPU if there is one. Rounds
+alternate, so that whatever else the machine does falls on all; medians and their ratios are reported. Peak memory is
+that of a process (CPU) or of the allocator (GPU) that runs one contender only, over what it held before the work.
 
 - training step: forward, assignment of targets, losses, backward, SGD step; effdet with the labeler in its bench.
-- inference: forward and postprocessing to 100 detections per image; candidates of freshly initialised networks.
+- inference: forward and postprocessing to 100 detections per image.
 
 "effdet" is as it stands (its default memory format); "effdet, channels last" is given the format that Triptych uses.
 """
@@ -17,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from models.detection import EfficientDet
+from models.detection.weights import load_weights
 
 CONTENDERS = ("triptych", "effdet", "effdet, channels last")
 TASKS = ("training step", "inference")
@@ -44,11 +46,28 @@ def sample_batch(batch_size: int, size: int, device: str) -> dict[str, Tensor]:
     }
 
 
+def effdet_bench(task: str, size: int) -> torch.nn.Module:
+    """The network of effdet in its bench, freshly initialised."""
+    from effdet import create_model
+
+    torch.manual_seed(0)
+    return create_model(
+        "tf_efficientdet_d0",
+        bench_task="predict" if task == "inference" else "train",
+        bench_labeler=task != "inference",
+        pretrained_backbone=False,
+        image_size=(size, size),
+    )
+
+
 def triptych_task(task: str, batch: dict[str, Tensor], compiled: bool) -> Callable[[], object]:
     """One training step or one inference of ours, as a function without arguments."""
-    torch.manual_seed(0)
-    network = EfficientDet(num_classes=NUM_CLASSES, variant="d0").to(batch["images"].device)
-    network = network.to(memory_format=torch.channels_last)
+    network = EfficientDet(num_classes=NUM_CLASSES, variant="d0")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "effdet.pth"
+        torch.save(effdet_bench(task, batch["images"].shape[-1]).model.state_dict(), path)
+        load_weights(network, path)
+    network = network.to(batch["images"].device, memory_format=torch.channels_last)
     if compiled:
         network.compile()
     images = batch["images"].contiguous(memory_format=torch.channels_last)
@@ -70,17 +89,7 @@ def triptych_task(task: str, batch: dict[str, Tensor], compiled: bool) -> Callab
 
 def effdet_task(task: str, batch: dict[str, Tensor], channels_last: bool) -> Callable[[], object]:
     """The same of effdet."""
-    from effdet import create_model
-
-    size = batch["images"].shape[-1]
-    torch.manual_seed(0)
-    bench = create_model(
-        "tf_efficientdet_d0",
-        bench_task="predict" if task == "inference" else "train",
-        bench_labeler=task != "inference",
-        pretrained_backbone=False,
-        image_size=(size, size),
-    ).to(batch["images"].device)
+    bench = effdet_bench(task, batch["images"].shape[-1]).to(batch["images"].device)
     images = batch["images"]
     if channels_last:
         bench = bench.to(memory_format=torch.channels_last)
