@@ -73,7 +73,7 @@ def assign_per_class(
     wrong = np.repeat(inside, len(thresholds), axis=1)
     correct = np.zeros_like(wrong)
     matched = winners >= 0
-    correct[rows] = matched & ~ignored[winners, np.arange(len(areas))] if len(objects) else False
+    correct[rows] = matched & ~ignored[winners, np.arange(len(areas))]
     wrong[rows] &= ~matched
     return Assigned(found, correct, wrong, objects_to_find)
 

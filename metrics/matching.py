@@ -7,6 +7,7 @@ on: there are as many rounds as one group has detections.
 """
 
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,11 +16,11 @@ PAIRS_AT_A_TIME = 1 << 21
 
 
 class _Columns:
-    def __len__(self) -> int:
-        return len(self.image)
-
     def __getitem__(self, rows: np.ndarray) -> "_Columns":
         return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Found(_Columns):
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(_Columns):
     """P overlapping detections and objects, sorted by detection, then by object.
 
     Attributes:
@@ -164,7 +165,7 @@ def assign(
 
     winners = np.full((len(rows), columns), -1)
     bounds = np.searchsorted(rounds[turns], np.arange(rounds.max(initial=-1) + 2))
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         these = slice(first[start], first[stop])
         candidates = objects[these]
         admissible = (~taken[candidates] | iscrowd[candidates, None]) & (iou[these, None] >= limits)
