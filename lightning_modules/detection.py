@@ -111,7 +111,7 @@ class DetectionModule(TaskModule):
         if split not in self.metrics:
             ground_truth = self.trainer.datamodule.ground_truth(split)
             self.metrics[split] = DetectionMetric(ground_truth, protocol=self.protocol)
-            self.losses[split] = DatasetLoss()
+            self.losses[split] = DatasetLoss(len(ground_truth["image_ids"]))
         self.metrics[split].reset()
         self.losses[split].reset()
 
