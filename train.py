@@ -13,12 +13,16 @@ import sys
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing albumentations would ask the network
 
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
 from errors import UserError
 from lightning_modules.cli import TriptychCLI
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, or 2 for a user's mistake.
+    """Run one command and return its exit status.
+
+    0 when all went well, 2 for a user's mistake, 143 when SIGTERM ended a training (a checkpoint was written).
 
     Args:
         args: the words of the command line; `sys.argv[1:]` if none are given.
@@ -28,6 +32,8 @@ def main(args: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SIGTERMException:
+        return 143
     return 0
 
 

@@ -54,6 +54,7 @@ class LastCheckpoint(Checkpoint):
         self.told_to_end = False
         self._previous_handler: Any = None
         self._saved_step = -1
+        self._step_before = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for SIGTERM, in place of Lightning's handler, which calls collectives from within the signal."""
@@ -61,14 +62,17 @@ class LastCheckpoint(Checkpoint):
         self.told_to_end = False
         self._previous_handler = signal.signal(signal.SIGTERM, self._take_note)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the step, to see whether this batch completes one."""
+        self._step_before = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write if it is time to; end if told to."""
-        # Between the batches of one accumulated step there are gradients that no checkpoint holds.
-        if trainer.fit_loop._should_accumulate():
-            return
         step = trainer.global_step
+        if step == self._step_before:  # in the midst of accumulation there are gradients that no checkpoint holds
+            return
         due = self.every_n_train_steps is not None and step % self.every_n_train_steps == 0
         told = self._agree(trainer, batch_idx)
         if (due or told) and step != self._saved_step:

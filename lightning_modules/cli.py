@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from callbacks.checkpoint import BestCheckpoint, LastCheckpoint, resolve_checkpoint
 from jsonargparse import ArgumentError
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+from callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from callbacks.checkpoint_io import VerifiedCheckpointIO, resolve_checkpoint
+from callbacks.random_state import RandomState
 from callbacks.run_directory import RunDirectory
 from errors import UserError
 
@@ -132,9 +134,10 @@ class TriptychCLI(LightningCLI):
                 self.datamodule.image_size = self.model.image_size
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with the run directory as its first callback: others write into it."""
+        """The trainer, with what every run has; the run directory comes first, since others write into it."""
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, RunDirectory(self.run_dir, self.plain_config))
+        trainer.callbacks[:0] = [RunDirectory(self.run_dir, self.plain_config), RandomState()]
+        trainer.strategy.checkpoint_io = VerifiedCheckpointIO()
         return trainer
 
     def after_fit(self) -> None:

@@ -3,16 +3,16 @@
 from typing import Any
 
 import torch
-from metrics.curves import detection_curves
-from metrics.detection import DetectionMetric
-from metrics.loss import DatasetLoss
-from models.detection.detector import Detector
-from models.detection.weights import load_weights
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from lightning_modules.base import TaskModule
 from lightning_modules.schedules import Schedule
+from metrics.curves import detection_curves
+from metrics.detection import DetectionMetric
+from metrics.loss import DatasetLoss
+from models.detection.detector import Detector
+from models.detection.weights import load_weights
 
 
 class DetectionModule(TaskModule):

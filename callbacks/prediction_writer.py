@@ -1,0 +1,92 @@
+"""What `train.py predict` leaves: pictures with boxes, and the boxes as COCO results."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter
+
+from datamodules.images import read_image
+from visualisation.boxes import draw_boxes
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes `predictions/` in the run directory.
+
+    `<name>.jpg` are the pictures with boxes of at least `score_threshold`, named as the originals below their common
+    folder; `results.json` holds all boxes in COCO's results format, `image_id` being that name.
+
+    Args:
+        score_threshold: least score of a box that is drawn.
+    """
+
+    def __init__(self, score_threshold: float = 0.3) -> None:
+        super().__init__(write_interval="batch")
+        self.score_threshold = score_threshold
+        self.results: dict[int, list[dict[str, Any]]] = {}
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[dict[str, Any]],
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Draw the pictures of a batch."""
+        data = trainer.datamodule
+        folder = Path(trainer.default_root_dir) / "predictions"
+        files = data.predict_files
+        names = picture_names(files)
+        for found in prediction:
+            index = found["index"]
+            confident = found["scores"] >= self.score_threshold
+            drawn = draw_boxes(
+                read_image(files[index]),
+                found["boxes"][confident],
+                found["labels"][confident],
+                data.class_names,
+                found["scores"][confident],
+            )
+            target = folder / f"{names[index]}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(drawn).save(target, quality=92)
+            rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+            self.results[index] = [
+                {
+                    "image_id": names[index],
+                    "category_id": data.category_ids[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": score,
+                }
+                for (x1, y1, x2, y2), score, label in rows
+            ]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect all processes' boxes in one file."""
+        shards: list[Any] = [self.results]
+        if trainer.world_size > 1:
+            shards = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shards, self.results)
+        if trainer.is_global_zero:
+            merged = {index: rows for shard in shards for index, rows in shard.items()}
+            results = [row for _, rows in sorted(merged.items()) for row in rows]
+            file = Path(trainer.default_root_dir) / "predictions" / "results.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(results) + "\n")
+            print(f"{len(merged)} pictures with boxes and results.json are in {file.parent}")
+        self.results = {}
+
+
+def picture_names(files: list[str]) -> list[str]:
+    """A name for each file: its path below the folder that all share, without ending unless that is needed."""
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    names = [os.path.relpath(os.path.abspath(file), root) for file in files]
+    stems = [os.path.splitext(name)[0] for name in names]
+    return [name if stems.count(stem) > 1 else stem for name, stem in zip(names, stems, strict=True)]
