@@ -1,5 +1,7 @@
 """Average precision of PASCAL VOC: the 11-point one of 2007 and the all-point one of 2010 and later."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from metrics.matching import Found, Objects, overlapping_pairs
@@ -16,7 +18,8 @@ def voc_average_precision(
     Each detection is compared with the object of its image and class that it overlaps most (the first among equals),
     taken or not: it is correct if they overlap by the threshold or more and no better detection had that object;
     a second detection of an object is wrong even if it overlaps another one. Detections of difficult objects do not
-    count, and these need not be found. All detections count, however many.
+    count, and these need not be found; crowds, which VOC does not have, are taken for difficult objects. All detections
+    count, however many.
 
     Args:
         objects: boxes are half-open: x from `xmin - 1` to `xmax`, so that overlaps are the kit's, which adds 1 to
@@ -30,6 +33,8 @@ def voc_average_precision(
     Returns:
         (K,) float64, NaN for classes without an object to find.
     """
+    ignored = objects.difficult | objects.iscrowd
+    objects = replace(objects, iscrowd=np.zeros_like(ignored))
     found = found[np.lexsort((found.image, -found.scores, found.label))]
     groups, object_groups = (boxes.image * num_classes + boxes.label for boxes in (found, objects))
     pairs = overlapping_pairs(found, groups, objects, object_groups, threshold)
@@ -37,7 +42,7 @@ def voc_average_precision(
     best = np.lexsort((pairs.object, -pairs.iou, pairs.detection))
     detection, where = np.unique(pairs.detection[best], return_index=True)
     target = pairs.object[best][where]
-    counts = ~objects.difficult[target]
+    counts = ~ignored[target]
 
     correct = np.zeros(len(found), dtype=bool)
     wrong = np.ones(len(found), dtype=bool)
@@ -46,7 +51,7 @@ def voc_average_precision(
     correct[detection[counts][earliest]] = True
     wrong &= ~correct
 
-    total = np.bincount(objects.label[~objects.difficult], minlength=num_classes)
+    total = np.bincount(objects.label[~ignored], minlength=num_classes)
     bounds = np.searchsorted(found.label, np.arange(num_classes + 1))
     average = eleven_point_precision if eleven_points else area_under_curve
     result = np.full(num_classes, np.nan)
