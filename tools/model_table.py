@@ -43,8 +43,9 @@ def build_network(config: dict[str, Any], num_classes: int = NUM_CLASSES) -> nn.
     for key in ("pretrained", "pretrained_backbone"):  # there is nothing to load on the meta device
         if key in parameters:
             config["init_args"][key] = False
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     with torch.device("meta"):
-        return parser.instantiate_classes(parser.parse_object({"network": config})).network
+        return instantiate(parser.parse_object({"network": config})).network
 
 
 def count_macs(network: nn.Module, size: int) -> int:

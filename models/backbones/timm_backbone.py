@@ -3,7 +3,31 @@
 from collections.abc import Sequence
 
 import timm
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+
+from models.layers import silu
+
+
+class NormAct(nn.Module):
+    """What timm fuses into a `BatchNormAct2d`, as a batch normalisation and an activation of their own.
+
+    torch's conversion to synchronised batch normalisation, which Lightning calls, puts a `SyncBatchNorm` in the place
+    of any kind of batch normalisation and would lose timm's fused activation without a word.
+    """
+
+    def __init__(self, fused: BatchNormAct2d, momentum: float | None) -> None:
+        super().__init__()
+        momentum = fused.momentum if momentum is None else momentum
+        self.bn = nn.BatchNorm2d(fused.num_features, eps=fused.eps, momentum=momentum)
+        self.bn.load_state_dict(fused.state_dict())
+        self.drop = fused.drop
+        self.act = fused.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = self.drop(self.bn(x))
+        return silu(x) if isinstance(self.act, nn.SiLU) else self.act(x)
 
 
 class TimmBackbone(nn.Module):
@@ -40,19 +64,12 @@ class TimmBackbone(nn.Module):
         )
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()
-        if bn_momentum is not None:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.momentum = bn_momentum
-        self.train()
-
-    def train(self, mode: bool = True) -> "TimmBackbone":
-        """Activations work in place in evaluation only: in training autograd would copy their input first."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.SiLU):
-                module.inplace = not mode
-        return self
+        for module in list(self.modules()):
+            for child_name, child in list(module.named_children()):
+                if isinstance(child, BatchNormAct2d):
+                    setattr(module, child_name, NormAct(child, bn_momentum))
+                elif isinstance(child, nn.BatchNorm2d) and bn_momentum is not None:
+                    child.momentum = bn_momentum
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one (B, channels[i], H / strides[i], W / strides[i]) per stage, finest first."""

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 # effdet's names and ours, applied in order.
 EFFDET_NAMES = [
     (r"^backbone\.", "backbone.body."),
+    (r"(backbone\..*bn\d)\.", r"\1.bn."),
     (r"^fpn\.resample\.3\.conv\.", "neck.extra."),
     (r"^fpn\.cell\.(\d+)\.fnode\.(\d+)\.", r"neck.cells.\1.nodes.\2."),
     (r"(nodes\.\d+)\.combine\.edge_weights$", r"\1.fusion.weights"),
@@ -31,8 +32,8 @@ EFFDET_NAMES = [
     (r"^(class|box)_net\.bn_rep\.(\d+)\.(\d+)\.bn\.", r"head.\1_net.norms.\2.\3."),
     (r"^(class|box)_net\.bn_rep\.(\d+)\.(\d+)\.(?=\w+$)", r"head.\1_net.norms.\3.\2."),  # sorted by level first
     (r"^(class|box)_net\.predict\.", r"head.\1_net.predict."),
-    (r"(?<=\.)conv_dw\.(?=weight$|bias$)", "depthwise."),
-    (r"(?<=\.)conv_pw\.(?=weight$|bias$)", "pointwise."),
+    (r"^((?:neck|head)\..*)conv_dw\.", r"\1depthwise."),
+    (r"^((?:neck|head)\..*)conv_pw\.", r"\1pointwise."),
 ]
 
 
@@ -142,7 +143,7 @@ def _from_effdet(state: dict[str, Tensor], source: str) -> tuple[dict[str, Tenso
     converted = {}
     for key, value in state.items():
         if not key.startswith("anchors."):  # of effdet's training bench
-            for pattern, replacement in EFFDET_NAMES if not key.startswith("backbone.") else EFFDET_NAMES[:1]:
+            for pattern, replacement in EFFDET_NAMES:
                 key = re.sub(pattern, replacement, key)
             converted[key] = value
     rows = len(state["class_net.predict.conv_pw.bias"]) // (len(state["box_net.predict.conv_pw.bias"]) // 4)

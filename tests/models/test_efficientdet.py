@@ -134,6 +134,15 @@ def test_backbone_taps_and_padding():
     assert type(backbone.body.conv_stem).__name__ == "Conv2dSame"
 
 
+def test_activations_survive_synchronised_batch_normalisation():
+    backbone = TimmBackbone("tf_efficientnet_b0").eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = backbone(images)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+    torch.testing.assert_close(converted(images), expected)
+
+
 @pytest.mark.parametrize(("variant", "expected"), [("d0", 0.0), ("d1", 0.2)])
 def test_stochastic_depth(variant, expected):
     with torch.device("meta"):

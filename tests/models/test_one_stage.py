@@ -43,7 +43,8 @@ init_args:
 def test_detector_from_yaml():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=Detector)
-    network = parser.instantiate_classes(parser.parse_object({"network": yaml.safe_load(YAML)})).network
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    network = instantiate(parser.parse_object({"network": yaml.safe_load(YAML)})).network
     assert (network.num_classes, network.size_divisor) == (3, 32)
     outputs = network.train()(torch.randn(2, 3, 64, 96))
     assert outputs["sizes"] == [(8, 12), (4, 6), (2, 3)]
