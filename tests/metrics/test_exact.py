@@ -131,7 +131,7 @@ def test_life_of_a_metric():
     assert moved.compute() == pytest.approx(first, nan_ok=True)
     metric.reset()
     assert not metric.samples
-    with pytest.raises(IncompleteError, match="saw 0 of 9"):
+    with pytest.warns(UserWarning, match="before the"), pytest.raises(IncompleteError, match="saw 0 of 9"):
         metric.compute()
     with pytest.raises(NotImplementedError, match="call update, then compute"):
         metric(torch.tensor([0]), [])
