@@ -8,9 +8,15 @@
 The first word (fit, validate, test, predict) defaults to fit; `--help` and `fit --help` list all options.
 """
 
+import logging
 import os
 import sys
+import warnings
 
+# Noise that no user can act on: deprecations inside of Lightning, its advice on workers and its advertisements.
+warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")
+warnings.filterwarnings("ignore", message=".*does not have many workers")
+logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing albumentations would ask the network
 
 from pytorch_lightning.utilities.exceptions import SIGTERMException

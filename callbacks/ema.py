@@ -1,5 +1,7 @@
 """Exponential moving average of the weights, with the ramp that detectors are trained with."""
 
+from typing import Any
+
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
@@ -31,6 +33,11 @@ class ExponentialMovingAverage(WeightAveraging):
         n = self._latest_update_step  # equals `updates`, without waiting for the device to tell
         decay = min(self.decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up the average of a run that is resumed; validation and test need `state_dict` only."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the average after training.

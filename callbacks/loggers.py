@@ -3,6 +3,8 @@
 import csv
 import logging
 import math
+import netrc
+import os
 import socket
 import uuid
 from collections.abc import Callable
@@ -12,7 +14,6 @@ from urllib.parse import urlparse
 
 import numpy as np
 import wandb
-from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -100,14 +101,14 @@ class SafeWandbLogger(Logger):
     """W&B that never asks, never blocks and never stops a training.
 
     Online if there is an API key and the server answers a connection within two seconds, offline otherwise (`wandb
-    sync` uploads later); decided before W&B starts. Any error of W&B is reported once and ends logging, not the training.
-    The id of the run is kept in `<save_dir>/wandb_run_id`: a resumed run continues the same W&B run.
+    sync` uploads later); decided before W&B starts. Any error of W&B is reported once and ends logging,
+    not the training. The id of the run is kept in `<save_dir>/wandb_run_id`: a resumed run continues the same W&B run.
 
     Args:
         project: of W&B.
         save_dir: directory of W&B's files; train.py fills in the run directory.
         mode: `online`, `offline` or `disabled`; None decides. The environment's WANDB_MODE comes before that.
-        name: of the run; None is the run directory's.
+        run_name: None is the name of the run directory.
         entity: user or team.
         tags: of the run.
     """
@@ -117,7 +118,7 @@ class SafeWandbLogger(Logger):
         project: str = "triptych",
         save_dir: str | None = None,
         mode: Literal["online", "offline", "disabled"] | None = None,
-        name: str | None = None,
+        run_name: str | None = None,
         entity: str | None = None,
         tags: list[str] | None = None,
     ) -> None:
@@ -125,9 +126,10 @@ class SafeWandbLogger(Logger):
         self.project = project
         self._save_dir = save_dir
         self.mode = mode
-        self.options = {"entity": entity, "tags": tags}
-        self._name = name
-        self._logger: WandbLogger | None = None
+        self.run_name = run_name
+        self.entity = entity
+        self.tags = tags
+        self._run: Any = None
         self._failed = False
 
     @property
@@ -152,12 +154,12 @@ class SafeWandbLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The whole configuration."""
-        self._try(lambda logger: logger.log_hyperparams(params))
+        self._try(lambda run: run.config.update(params, allow_val_change=True))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Numbers at a step."""
-        self._try(lambda logger: logger.log_metrics(metrics, step))
+        self._try(lambda run: run.log({**metrics, "trainer/global_step": step}))
 
     @rank_zero_only
     def log_pictures(self, key: str, pictures: list[dict[str, Any]], step: int) -> None:
@@ -169,57 +171,65 @@ class SafeWandbLogger(Logger):
             step: of the training.
         """
 
-        def send(logger: WandbLogger) -> None:
-            images = [wandb.Image(picture["image"], boxes=picture.get("boxes")) for picture in pictures]
-            logger.experiment.log({key: images, "trainer/global_step": step})
+        def send(run: Any) -> None:
+            # The browser takes the pictures of a panel to be of one size: pad at the right and bottom.
+            height, width = np.max([picture["image"].shape[:2] for picture in pictures], axis=0)
+            images = []
+            for picture in pictures:
+                canvas = np.zeros((height, width, 3), np.uint8)
+                canvas[: picture["image"].shape[0], : picture["image"].shape[1]] = picture["image"]
+                images.append(wandb.Image(canvas, boxes=picture.get("boxes")))
+            run.log({key: images, "trainer/global_step": step})
 
         self._try(send)
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Finish the run, so that its files are complete."""
-        if self._logger is not None:
-            self._try(lambda logger: logger.experiment.finish(exit_code=0 if status == "success" else 1))
-            self._logger = None
+    def close(self, exit_code: int) -> None:
+        """Finish the W&B run, so that its files are complete; once, after training, validation and test."""
+        if self._run is not None:
+            self._try(lambda run: run.finish(exit_code=exit_code))
+            self._run = None
 
-    def _try(self, action: Callable[[WandbLogger], Any]) -> None:
+    def _try(self, action: Callable[[Any], Any]) -> None:
         if self._failed:
             return
         try:
-            if self._logger is None:
-                self._logger = self._start()
-            action(self._logger)
+            if self._run is None:
+                self._run = self._start()
+            action(self._run)
         except Exception as error:  # whatever W&B does, the training goes on
             self._failed = True
             log.warning("W&B stopped logging (%s: %s); the training goes on", type(error).__name__, error)
 
-    def _start(self) -> WandbLogger:
-        mode = self.mode or decide_mode()
+    def _start(self) -> Any:
+        mode = os.environ.get("WANDB_MODE") or self.mode or decide_mode()
         folder = Path(self._save_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        logger = WandbLogger(
+        run = wandb.init(
             project=self.project,
-            name=self._name or folder.name,
-            save_dir=str(folder),
+            entity=self.entity,
+            tags=self.tags,
+            name=self.run_name or folder.name,
+            dir=str(folder),
             id=self.version,
             resume="allow",
             mode=mode,
-            settings=wandb.Settings(init_timeout=30),
-            **{name: value for name, value in self.options.items() if value is not None},
+            settings=wandb.Settings(init_timeout=30, quiet=mode == "offline"),
         )
-        _ = logger.experiment  # starts the run
-        return logger
+        run.define_metric("*", step_metric="trainer/global_step")
+        return run
 
 
 def decide_mode() -> str:
-    """`offline` without an API key or a server that answers; else what the environment says, else `online`."""
-    settings = wandb.setup().settings
-    if settings.mode != "online":
-        return settings.mode
-    if not wandb.api.api_key:
+    """`online` with an API key and a server that answers, else `offline`."""
+    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    try:
+        known = netrc.netrc().authenticators(server.hostname) is not None  # where `wandb login` keeps the key
+    except (OSError, netrc.NetrcParseError):
+        known = False
+    if not known and not os.environ.get("WANDB_API_KEY"):
         log.info("W&B: no API key (`wandb login` sets one), logging offline")
         return "offline"
-    server = urlparse(settings.base_url)
     try:
         socket.create_connection((server.hostname, server.port or 443), timeout=2).close()
     except OSError as error:

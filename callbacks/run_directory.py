@@ -57,11 +57,11 @@ class RunDirectory(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the validation metrics."""
         if not trainer.sanity_checking:
-            self._write_results(trainer, "val")
+            self._write_results(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the test metrics."""
-        self._write_results(trainer, "test")
+        self._write_results(trainer, pl_module, "test")
 
     def _write_config(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class RunDirectory(Callback):
             file = self.path / f"config_resumed_{time.strftime('%Y%m%d-%H%M%S')}.yaml"
         file.write_text(text)
 
-    def _write_results(self, trainer: Trainer, split: str) -> None:
+    def _write_results(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,8 @@ class RunDirectory(Callback):
             results["epoch"] = trainer.current_epoch
             results["step"] = trainer.global_step
             results["seconds"] = round(time.monotonic() - self.started, 1)
-        prefix = f"{split}/"
-        metrics = {k[len(prefix) :]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
-        # JSON has no NaN: a metric without a value (no object of that size, say) is null.
-        results[split] = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        # In float64, as computed (loggers get float32). JSON has no NaN: a metric without a value is null.
+        results[split] = {k: None if math.isnan(v) else v for k, v in pl_module.results[split].items()}
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(results, indent=2) + "\n")
         temporary.replace(file)

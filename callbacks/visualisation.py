@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 
 from callbacks.loggers import SafeWandbLogger, wandb_boxes
 from datamodules.images import read_image
@@ -21,9 +22,9 @@ class DetectionVisualisation(Callback):
     No extra pass of the network: the detections of the validation are shown. Where there are several processes, those
     pictures are shown that rank 0 evaluates.
 
-    Pictures go to `images/val_epoch_<n>.png` in the run directory, to W&B with boxes to switch on and off, and to
-    TensorBoard. After a test the precision-recall curves, the confusion matrix and the F1 curve go to `figures/`, with
-    their numbers in `figures/test_curves.json`.
+    Pictures go to `images/val_epoch_<n>.png` in the run directory (`val.png` where a checkpoint is validated), to W&B
+    with boxes to switch on and off, and to TensorBoard. After a test the precision-recall curves, the confusion matrix
+    and the F1 curve go to `figures/`, with their numbers in `figures/test_curves.json`.
 
     Args:
         num_images: pictures to show; the first ones of the split that have objects.
@@ -84,7 +85,8 @@ class DetectionVisualisation(Callback):
         drawn = contact_sheet(sheet)
         folder = Path(trainer.default_root_dir) / "images"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn).save(folder / f"val_epoch_{trainer.current_epoch:04d}.png")
+        name = f"val_epoch_{trainer.current_epoch:04d}" if trainer.state.fn == TrainerFn.FITTING else "val"
+        Image.fromarray(drawn).save(folder / f"{name}.png")
         for logger in trainer.loggers:
             if isinstance(logger, SafeWandbLogger):
                 logger.log_pictures("val/pictures", pictures, trainer.global_step)

@@ -47,6 +47,7 @@ class TaskModule(LightningModule):
         self.reference_batch_size = reference_batch_size
         self.clip_each_tensor = clip_each_tensor
         self.channels_last = channels_last
+        self.results: dict[str, dict[str, float]] = {}  # the metrics of the last validation and test, by split
         if compile:
             self.network.compile()
 

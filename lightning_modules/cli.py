@@ -14,6 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from callbacks.checkpoint_io import VerifiedCheckpointIO, resolve_checkpoint
+from callbacks.loggers import SafeWandbLogger
 from callbacks.random_state import RandomState
 from callbacks.run_directory import RunDirectory
 from errors import UserError
@@ -139,6 +140,17 @@ class TriptychCLI(LightningCLI):
         trainer.callbacks[:0] = [RunDirectory(self.run_dir, self.plain_config), RandomState()]
         trainer.strategy.checkpoint_io = VerifiedCheckpointIO()
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and close the W&B run whatever happens: Lightning leaves it open between fit and test."""
+        exit_code = 1
+        try:
+            super()._run_subcommand(subcommand)
+            exit_code = 0
+        finally:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, SafeWandbLogger):
+                    logger.close(exit_code)
 
     def after_fit(self) -> None:
         """Validate and test the best checkpoint (or, without a validation split, the final weights)."""

@@ -128,6 +128,7 @@ class DetectionModule(TaskModule):
         complete = not self.trainer.sanity_checking and limit == 1.0
         self.metrics[split].complete = self.losses[split].complete = complete
         values = {**self.losses[split].compute(), **self.metrics[split].compute()}
+        self.results[split] = values
         self.log_dict({f"{split}/{name}": value for name, value in values.items()})
 
 
