@@ -13,9 +13,9 @@ import os
 import sys
 import warnings
 
-# Noise that no user can act on: deprecations inside of Lightning, its advice on workers and its advertisements.
+# Noise that no user can act on: deprecations inside of Lightning and its advertisements.
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")
-warnings.filterwarnings("ignore", message=".*does not have many workers")
+warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # predictions carry their own
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing albumentations would ask the network
 

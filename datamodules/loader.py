@@ -84,12 +84,14 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return order[: self.length // self.world * self.world][self.rank :: self.world]
 
 
-class ResumableLoader(DataLoader):
-    """A DataLoader whose state is (epoch, batches handed out in it).
+class ResumableLoader:
+    """A DataLoader with a state: (epoch, batches taken in it).
 
     `state_dict` counts the batches that the training loop has taken, not those that workers have read ahead. After
     the last batch of an epoch the state is the beginning of the next one. The random stream of a sample comes with its
     key, so workers need no state, and their number may change between stop and resumption.
+
+    It holds a DataLoader and is none: Lightning takes a DataLoader apart and builds it anew for prediction.
 
     Args:
         dataset: indexed by (epoch, index).
@@ -106,8 +108,9 @@ class ResumableLoader(DataLoader):
         collate: Callable[[list[Any]], Any],
         num_workers: int,
     ) -> None:
+        self.dataset = dataset
         self.batches = batches
-        super().__init__(
+        self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
             collate_fn=collate,
@@ -119,8 +122,11 @@ class ResumableLoader(DataLoader):
             generator=torch.Generator().manual_seed(0),
         )
 
+    def __len__(self) -> int:
+        return len(self.batches)
+
     def __iter__(self) -> Iterator[Any]:
-        iterator = super().__iter__()
+        iterator = iter(self.loader)
         return _CountingIterator(self.batches, iterator) if self.batches.training else iterator
 
     def state_dict(self) -> dict[str, int]:
