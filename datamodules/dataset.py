@@ -81,18 +81,8 @@ class DetectionDataset(Dataset):
         """A sample as `collate_detection` takes it."""
         epoch, index = key
         done, labels, iscrowd = self.recipe(self, index, sample_rng(self.seed, epoch, index))
-        boxes = torch.from_numpy(done.boxes)
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(done.image.transpose(2, 0, 1))),
-            "image_size": done.size,
-            "original_size": (int(self.annotations.heights[index]), int(self.annotations.widths[index])),
-            "scale": done.scale,
-            "index": index,
-            "boxes": boxes,
-            "labels": torch.from_numpy(labels),
-            "iscrowd": torch.from_numpy(iscrowd),
-            "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
-        }
+        size = (int(self.annotations.heights[index]), int(self.annotations.widths[index]))
+        return as_sample(index, done, size, labels, iscrowd)
 
 
 class PictureDataset(Dataset):
@@ -109,15 +99,26 @@ class PictureDataset(Dataset):
         """The picture, upright, transformed."""
         _, index = key
         image = read_image(self.files[index])
-        done = self.transform(image, np.zeros((0, 4), np.float32))
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(done.image.transpose(2, 0, 1))),
-            "image_size": done.size,
-            "original_size": image.shape[:2],
-            "scale": done.scale,
-            "index": index,
-            "boxes": torch.zeros(0, 4),
-            "labels": torch.zeros(0, dtype=torch.int64),
-            "iscrowd": torch.zeros(0, dtype=torch.bool),
-            "area": torch.zeros(0),
-        }
+        return as_sample(index, self.transform(image, np.zeros((0, 4), np.float32)), image.shape[:2])
+
+
+def as_sample(
+    index: int,
+    done: Transformed,
+    original_size: tuple[int, int],
+    labels: np.ndarray | None = None,
+    iscrowd: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """A sample as `collate_detection` takes it; without labels, a picture without objects."""
+    boxes = torch.from_numpy(done.boxes)
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(done.image.transpose(2, 0, 1))),
+        "image_size": done.size,
+        "original_size": original_size,
+        "scale": done.scale,
+        "index": index,
+        "boxes": boxes,
+        "labels": torch.zeros(0, dtype=torch.int64) if labels is None else torch.from_numpy(labels),
+        "iscrowd": torch.zeros(0, dtype=torch.bool) if iscrowd is None else torch.from_numpy(iscrowd),
+        "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+    }

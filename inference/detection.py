@@ -1,0 +1,144 @@
+"""Detect objects on pictures in one call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from datamodules.collate import collate_detection
+from datamodules.dataset import as_sample
+from datamodules.images import read_image
+from datamodules.transforms import resize_to_fit
+from errors import UserError
+from lightning_modules.detection import in_original_pixels
+from models.detection.detector import Detector
+from visualisation.boxes import draw_boxes
+
+Picture = str | Path | np.ndarray | Image.Image | torch.Tensor
+
+
+class DetectionResult:
+    """What was found on one picture, by descending score.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, the picture as given.
+        boxes: (n, 4) float32 XYXY in its pixels.
+        scores: (n,) float32.
+        labels: (n,) int64, positions in the model's classes.
+        class_names: per box the name of its class.
+        category_ids: per box the id of its class in the annotation file that the model was trained with.
+    """
+
+    def __init__(
+        self, image: np.ndarray, found: dict[str, np.ndarray], names: Sequence[str], ids: Sequence[int | str]
+    ) -> None:
+        self.image = image
+        self.boxes, self.scores, self.labels = found["boxes"], found["scores"], found["labels"]
+        self.class_names = [names[label] for label in self.labels]
+        self.category_ids = [ids[label] for label in self.labels]
+        self._all_names = names
+
+    def draw(self) -> Image.Image:
+        """The picture with its boxes."""
+        return Image.fromarray(draw_boxes(self.image, self.boxes, self.labels, self._all_names, self.scores))
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture with its boxes, in the format of the path's ending."""
+        self.draw().save(path)
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """The boxes as COCO results, XYWH."""
+        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.category_ids, strict=True)
+        return [
+            {"image_id": image_id, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            for (x1, y1, x2, y2), score, category in rows
+        ]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{n} {s:.2f}" for n, s in list(zip(self.class_names, self.scores, strict=True))[:5])
+        return f"DetectionResult({len(self)} boxes{': ' if found else ''}{found}{', ...' if len(self) > 5 else ''})"
+
+    def _repr_png_(self) -> bytes:  # shown by notebooks
+        return self.draw()._repr_png_()
+
+
+class DetectionPredictor:
+    """A detector with its preprocessing; see `inference.load`.
+
+    Args:
+        network: in evaluation mode.
+        data: the description of the data it was trained with: `class_names`, `category_ids`, `image_size`.
+        score_threshold: boxes below it are dropped.
+        batch_size: pictures per pass.
+    """
+
+    def __init__(
+        self, network: Detector, data: dict[str, Any], score_threshold: float = 0.3, batch_size: int = 8
+    ) -> None:
+        self.network = network
+        self.class_names = list(data["class_names"])
+        self.category_ids = list(data["category_ids"])
+        self.image_size = data["image_size"] or network.image_size
+        self.score_threshold = score_threshold
+        self.batch_size = batch_size
+
+    def __call__(self, pictures: Picture | Sequence[Picture]) -> DetectionResult | list[DetectionResult]:
+        """Detect.
+
+        Args:
+            pictures: one or a list of: a path, an (H, W, 3) uint8 RGB array, a PIL image, a (3, H, W) uint8 tensor.
+                Photographs with an orientation in their EXIF block are turned upright.
+
+        Returns:
+            One result, or a list of them for a list; boxes are in pixels of the (upright) picture.
+
+        Raises:
+            UserError: a file that cannot be read, or an array of another shape or type.
+        """
+        if isinstance(pictures, list | tuple):
+            images = [as_image(picture) for picture in pictures]
+            batches = [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
+            return [result for batch in batches for result in self._detect(batch)]
+        return self._detect([as_image(pictures)])[0]
+
+    @torch.inference_mode()
+    def _detect(self, images: list[np.ndarray]) -> list[DetectionResult]:
+        empty = np.zeros((0, 4), np.float32)
+        samples = [
+            as_sample(i, resize_to_fit(image, empty, self.image_size), image.shape[:2])
+            for i, image in enumerate(images)
+        ]
+        batch = collate_detection(samples)
+        device = self.network.mean.device
+        sizes = batch["image_size"].to(device)
+        outputs = self.network(self.network.preprocess(batch["image"].to(device), sizes))
+        detections = {key: value.cpu() for key, value in self.network.detect(outputs, sizes).items()}
+        results = []
+        for image, found in zip(images, in_original_pixels(detections, batch), strict=True):
+            keep = found["scores"] >= self.score_threshold
+            kept = {key: found[key][keep] for key in ("boxes", "scores", "labels")}
+            results.append(DetectionResult(image, kept, self.class_names, self.category_ids))
+        return results
+
+
+def as_image(picture: Picture) -> np.ndarray:
+    """Any kind of picture as (H, W, 3) uint8 RGB."""
+    if isinstance(picture, str | Path):
+        return read_image(picture)
+    if isinstance(picture, Image.Image):
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    if isinstance(picture, torch.Tensor):
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
+            raise UserError(f"a picture as tensor must be (3, H, W) uint8, not {tuple(picture.shape)} {picture.dtype}")
+        return picture.permute(1, 2, 0).cpu().numpy()
+    if not isinstance(picture, np.ndarray):
+        raise UserError(f"a picture is a path, an array, a PIL image or a tensor, not a {type(picture).__name__}")
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise UserError(f"a picture as array must be (H, W, 3) uint8 RGB, not {picture.shape} {picture.dtype}")
+    return picture
