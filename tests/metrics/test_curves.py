@@ -47,6 +47,13 @@ def test_literal_values():
     assert overall[100] == 0
 
 
+def test_a_detection_counts_if_its_score_is_not_below_the_threshold():
+    curves = curves_of(ground_truth([(0, 0, [0, 0, 20, 20])]), [detections((0, 0.5, [0, 0, 20, 20]))])
+    assert curves["f1"]["overall"] == [1.0] * 51 + [0.0] * 50
+    assert curves["best_f1"]["overall"]["score_threshold"] == 0.5
+    assert curves["confusion"]["matrix"] == [[1, 0], [0, 0]]
+
+
 def test_literal_confusion():
     curves = curves_of(*example(), score_threshold=0.25)
     assert curves["confusion"]["score_threshold"] == 0.25

@@ -1,3 +1,4 @@
+import math
 from typing import NamedTuple
 
 import pytest
@@ -45,3 +46,14 @@ def test_a_term_without_weight_in_the_set_is_undefined():
     loss.update(torch.tensor([0]), {"mask": Term(torch.zeros(1), torch.zeros(1), 1.0, 0.0)})
     values = loss.compute()
     assert values["mask"] != values["mask"]
+
+
+def test_sums_are_exact_in_any_order():
+    """float32 would lose the ones beside 3e8, float64 sums the tenths differently in another order."""
+    numerators = [3e8, 0.1, 1.0, 0.3, 1.0, 0.7, -3e8]
+    expected = math.fsum(torch.tensor(numerators).double().tolist()) / 8
+    for order in ([0, 1, 2, 3, 4, 5, 6], [6, 2, 0, 5, 3, 1, 4]):
+        loss = DatasetLoss(7)
+        for i in order:
+            loss.update(torch.tensor([i]), {"class": Term(torch.tensor([numerators[i]]), torch.ones(1), 1.0, 1.0)})
+        assert loss.compute()["class"] == expected
