@@ -45,7 +45,7 @@ class VocDetection(DetectionDataModule):
     def __init__(
         self,
         root: str = "data/VOCdevkit",
-        train_sets: list[str] = ["VOC2007/trainval", "VOC2012/trainval"],  # noqa: B006: read only, and shown in YAML
+        train_sets: list[str] = ["VOC2007/trainval", "VOC2012/trainval"],  # noqa: B006
         val_sets: list[str] = ["VOC2007/test"],  # noqa: B006
         test_sets: list[str] = [],  # noqa: B006
         classes: list[str] | None = None,

@@ -1,0 +1,53 @@
+"""A contact sheet of what the network is fed: training samples after augmentation, with their boxes.
+
+    python -m tools.browse --config configs/efficientdet_d0.yaml [--split train] [--count 16] [--out browse.png]
+
+All options of train.py hold: `--data.augmentation mosaic`, `--data configs/data/coco.yaml --data.root ...`.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pytorch_lightning.cli import LightningArgumentParser
+
+from errors import UserError
+from lightning_modules.cli import TriptychCLI
+from visualisation.boxes import contact_sheet, draw_boxes
+
+
+class Browser(TriptychCLI):
+    """Builds data and model as a training would, and draws samples in place of training."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options of this tool beside train.py's."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--split", type=str, default="train", help="train (augmented), val or test")
+        parser.add_argument("--count", type=int, default=16, help="number of samples")
+        parser.add_argument("--out", type=str, default="browse.png", help="picture to write")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        options = self.config[subcommand]
+        dataset = self.datamodule.dataset(options.split, augmented=options.split == "train")
+        sheet = []
+        for index in range(min(options.count, len(dataset))):
+            sample = dataset[0, index]
+            image = np.ascontiguousarray(sample["image"].numpy().transpose(1, 2, 0))
+            sheet.append(draw_boxes(image, sample["boxes"].numpy(), sample["labels"], self.datamodule.class_names))
+        Image.fromarray(contact_sheet(sheet)).save(options.out)
+        print(f"{len(sheet)} samples of {self.datamodule.name}, {options.split} split: {Path(options.out).resolve()}")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Draw, and return the exit status: 2 for a user's mistake."""
+    try:
+        Browser(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
