@@ -49,6 +49,7 @@ class AnchorGenerator:
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a tensor made in a validation is used in training
 def _anchors(
     sizes: tuple[tuple[int, int], ...],
     strides: tuple[int, ...],

@@ -67,7 +67,7 @@ class _FocalSum(torch.autograd.Function):
         loss += correction.squeeze(1).where(positive, 0)
         ctx.save_for_backward(logits, labels)
         ctx.alpha, ctx.gamma = alpha, gamma
-        return loss.view_as(labels).where(labels != IGNORED, 0).sum(1, dtype=torch.float64).float()
+        return loss.view_as(labels).where(labels != IGNORED, 0).sum(1)
 
     @staticmethod
     @once_differentiable

@@ -39,3 +39,10 @@ def test_scale_of_d7():
 
 def test_anchors_are_computed_once():
     assert AnchorGenerator()(SIZES_512) is AnchorGenerator()(SIZES_512)
+
+
+def test_anchors_made_in_inference_serve_training():
+    with torch.inference_mode():
+        anchors = AnchorGenerator(scale=3.25)([(2, 2)] * 5)
+    assert not anchors.is_inference()
+    assert AnchorGenerator(scale=3.25)([(2, 2)] * 5) is anchors
