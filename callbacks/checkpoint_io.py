@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,32 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint atomically and durably, with its SHA-256 beside it.
 
     The file is written under a temporary name in the same directory, synced, and renamed. `<name>.sha256` is written
-    (in the same way) before the rename and holds the hash of the new file and of the one it replaces: whenever the
-    machine stops, the checkpoint in place matches one of the two. (Lightning writes the temporary file to $TMPDIR; from
-    another file system the final move is a copy, and a kill leaves half a checkpoint.)
+    (in the same way) before the rename, with the hash of the new file before those of the one it replaces, and once
+    more after it: whenever the machine stops, the checkpoint in place matches one of its hashes. (Lightning writes the
+    temporary file to $TMPDIR; from another file system the final move is a copy, and a kill leaves half a checkpoint,
+    Lightning #21253.)
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`; errors of the file system are raised and leave the old file as it was."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f"*{TEMPORARY}"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         temporary = path.with_name(path.name + TEMPORARY)
         try:
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 _sync(file)
-            old = hash_file(path).read_text().split()[:1] if hash_file(path).exists() else []
-            _write(hash_file(path), "\n".join([_sha256(temporary), *old]) + "\n")
+            new = _sha256(temporary)
+            if path.exists():
+                old = hash_file(path).read_text().split() if hash_file(path).exists() else [_sha256(path)]
+                _write(hash_file(path), "\n".join([new, *old]) + "\n")
+            else:
+                _write(hash_file(path), new + "\n")
             os.replace(temporary, path)
             _sync_directory(path.parent)
+            _write(hash_file(path), new + "\n")
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -74,6 +83,8 @@ def find_fault(path: Path) -> str | None:
     hashes = hash_file(path)
     if hashes.exists() and _sha256(path) not in hashes.read_text().split():
         return "the checkpoint is damaged (its content has not the hash it was written with)"
+    if not hashes.exists() and not zipfile.is_zipfile(path):  # the directory of a zip archive comes last
+        return "the checkpoint is damaged or is none (PyTorch writes zip archives)"
     return None
 
 
@@ -94,14 +105,13 @@ def resolve_checkpoint(choice: str, run_dir: Path) -> Path:
         if fault:
             raise UserError(f"{path}: {fault}; name another one with --ckpt_path")
         return path
-    for leftover in folder.glob(f"*{TEMPORARY}"):  # of a process that was killed while it wrote
-        leftover.unlink(missing_ok=True)
     newest_first = sorted(folder.glob("last-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]), reverse=True)
     for path in newest_first:
         fault = find_fault(path)
         if fault is None:
+            log.info("going on from %s", path)
             return path
-        log.warning("%s: %s; going back to the one before", path, fault)
+        log.warning("%s: %s; trying the one before it", path, fault)
     raise UserError(f"{folder}: has no whole checkpoint to go on from; leave out --ckpt_path to start anew")
 
 
