@@ -17,7 +17,7 @@ class HardNMS:
         block: candidates decided together.
     """
 
-    def __init__(self, *, iou_threshold: float = 0.5, block: int = 512) -> None:
+    def __init__(self, *, iou_threshold: float = 0.5, block: int = 256) -> None:
         self.iou_threshold = iou_threshold
         self.block = block
 
