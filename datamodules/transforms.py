@@ -57,35 +57,20 @@ def jitter(
     """EfficientDet's scale jitter: resize to a random multiple of the target, then crop or pad to it.
 
     The picture is fitted into `side` times a factor drawn from `scale_range`; a window of `side` pixels at a random
-    place is cut from it, or the rest is padded at the bottom and right (google/automl, dataloader.py). Only the part of
-    the picture that ends up in the window is resized.
+    place is cut from it, or the rest is padded at the bottom and right (google/automl, dataloader.py). In order to
+    resize no more than is seen, the window is cut from the original, in whole pixels.
     """
     height, width = image.shape[:2]
     factor = rng.uniform(*scale_range) * side / max(height, width)
-    new_height, new_width = max(round(height * factor), 1), max(round(width * factor), 1)
-    left = int(rng.uniform() * max(new_width - side, 0))
-    top = int(rng.uniform() * max(new_height - side, 0))
-    out_height, out_width = min(new_height, side), min(new_width, side)
-    scale = np.array([new_width / width, new_height / height], np.float32)
+    out_height, out_width = (min(max(round(length * factor), 1), side) for length in (height, width))
+    window_height, window_width = min(max(round(side / factor), 1), height), min(max(round(side / factor), 1), width)
+    top = int(rng.integers(height - window_height + 1))
+    left = int(rng.integers(width - window_width + 1))
+    window = image[top : top + window_height, left : left + window_width]
     canvas = np.zeros((side, side, 3), np.uint8)
-    if (new_height, new_width) == (out_height, out_width):
-        canvas[:out_height, :out_width] = _resize(image, new_width, new_height)
-    elif scale[0] < 1:  # shrink first: INTER_AREA needs whole source pixels under every target pixel
-        canvas[:out_height, :out_width] = _resize(image, new_width, new_height)[
-            top : top + out_height, left : left + out_width
-        ]
-    else:  # enlarge the window only; target pixel t shows source pixel (t + .5) / scale - .5
-        matrix = np.array(
-            [
-                [1 / scale[0], 0, (left + 0.5) / scale[0] - 0.5],
-                [0, 1 / scale[1], (top + 0.5) / scale[1] - 0.5],
-            ]
-        )
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        canvas[:out_height, :out_width] = cv2.warpAffine(
-            image, matrix, (out_width, out_height), flags=flags, borderMode=cv2.BORDER_REPLICATE
-        )
-    boxes = boxes * np.tile(scale, 2) - np.array([left, top, left, top], np.float32)
+    canvas[:out_height, :out_width] = _resize(window, out_width, out_height)
+    scale = np.array([out_width / window_width, out_height / window_height], np.float32)
+    boxes = (boxes - np.array([left, top, left, top], np.float32)) * np.tile(scale, 2)
     boxes, kept = _clip(boxes, out_width, out_height)
     return Transformed(canvas, boxes, kept, (out_height, out_width), (1.0, 1.0))
 
@@ -96,7 +81,7 @@ def flip(done: Transformed, rng: np.random.Generator) -> Transformed:
         return done
     width = done.size[1]
     image = done.image.copy()
-    image[:, :width] = done.image[:, :width][:, ::-1]
+    image[:, :width] = cv2.flip(done.image[:, :width], 1)
     boxes = done.boxes.copy()
     boxes[:, [0, 2]] = width - done.boxes[:, [2, 0]]
     return done._replace(image=image, boxes=boxes)
@@ -155,8 +140,8 @@ def _build(transform: Any) -> A.BasicTransform:
 
 
 def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Bilinear when enlarging; when shrinking the mean over the area, which does not alias."""
-    shrinking = width < image.shape[1]
+    """Bilinear, as the authors do; to less than half the size the mean over the area, which does not alias."""
+    shrinking = 2 * width < image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
 
 
