@@ -39,7 +39,8 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except SIGTERMException:
-        return 143
+        # Lightning's launcher kills rank 0 as soon as another process reports a failure.
+        return 143 if os.environ.get("LOCAL_RANK", "0") == "0" else 0
     return 0
 
 

@@ -14,6 +14,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from callbacks.checkpoint_io import VerifiedCheckpointIO, resolve_checkpoint
+from callbacks.finite_loss import FiniteLoss
+from callbacks.loader_state import LoaderState
 from callbacks.loggers import SafeWandbLogger
 from callbacks.random_state import RandomState
 from callbacks.run_directory import RunDirectory
@@ -137,7 +139,7 @@ class TriptychCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what every run has; the run directory comes first, since others write into it."""
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks[:0] = [RunDirectory(self.run_dir, self.plain_config), RandomState()]
+        trainer.callbacks[:0] = [RunDirectory(self.run_dir, self.plain_config), RandomState(), LoaderState(), FiniteLoss()]
         trainer.strategy.checkpoint_io = VerifiedCheckpointIO()
         return trainer
 

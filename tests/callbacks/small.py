@@ -12,6 +12,7 @@ from callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from callbacks.checkpoint_io import VerifiedCheckpointIO
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.finite_loss import FiniteLoss
+from callbacks.loader_state import LoaderState
 from callbacks.random_state import RandomState
 from datamodules.loader import EpochBatches, ResumableLoader
 from datamodules.randomness import sample_rng
@@ -41,7 +42,7 @@ class SmallData(LightningDataModule):
 
 
 class SmallModule(LightningModule):
-    """Args: scores: the value of val/score at each validation, by global step; otherwise the mean output."""
+    """Args: scores: the value of val/score at each validation, by global step; by default the mean output."""
 
     def __init__(self, scores: dict[int, float] | None = None, bad_step: int | None = None) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class SmallModule(LightningModule):
         return {"loss": first + second, "first": first.detach(), "second": second.detach()}
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        value = self.network(batch).mean() if self.scores is None else self.scores[self.global_step]
+        value = self.network(batch).mean() if self.scores is None else self.scores.get(self.global_step, 0.0)
         self.log("val/score", value)
 
     def configure_optimizers(self) -> dict:
@@ -91,14 +92,15 @@ def lose() -> None:
     raise Lost
 
 
-def fit(run: Path, *, module: SmallModule | None = None, watch: Watch | None = None, resume=None, **options) -> Trainer:
-    """Train as train.py does; `every` is the distance of checkpoints in steps."""
+def fit(run: Path, *, module=SmallModule, watch: Watch | None = None, resume=None, **options) -> Trainer:
+    """Train as train.py does; `every` is the distance of checkpoints in steps, `module` makes the module."""
     every = options.pop("every", 1)
     seed_everything(0 if resume is None else 1, verbose=False)  # a resumed process draws other numbers at first
     trainer = Trainer(
         default_root_dir=run,
         callbacks=[
             RandomState(),
+            LoaderState(),
             FiniteLoss(),
             ExponentialMovingAverage(0.9),
             *([watch] if watch else []),
@@ -116,5 +118,5 @@ def fit(run: Path, *, module: SmallModule | None = None, watch: Watch | None = N
         },
     )
     trainer.strategy.checkpoint_io = VerifiedCheckpointIO()
-    trainer.fit(module or SmallModule(), SmallData(), ckpt_path=resume)
+    trainer.fit(module(), SmallData(), ckpt_path=resume)
     return trainer

@@ -1,5 +1,6 @@
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def _one_thread():
 
 
 # A batch is lost before it begins: at the beginning, within an epoch, at its edges, within an accumulated step.
-LOST = [1, 2, 3, 5, 6, 7, 11, 12, 13, 17]
+LOST = [1, 3, 5, 6, 7, 11, 12, 17]
 
 
 @pytest.mark.parametrize("options", [
@@ -39,10 +40,9 @@ def test_a_run_that_is_lost_anywhere_ends_as_if_it_was_not(tmp_path, options):
         before, after = Watch(batch, lose), Watch()
         with pytest.raises(Lost):
             fit(run, watch=before, **options)
-        resume = resolve_checkpoint("last", run) if (run / "checkpoints").exists() else None
-        if resume is None:  # lost before the first checkpoint
+        if not list(run.glob("checkpoints/last-*")):  # lost before the first checkpoint
             continue
-        trainer = fit(run, watch=after, resume=resume, **options)
+        trainer = fit(run, watch=after, resume=resolve_checkpoint("last", run), **options)
         assert_same_training(last_checkpoint(tmp_path / "whole"), last_checkpoint(run))
         assert trainer.current_epoch == 3
         # Validations between the checkpoint and the loss happen twice, but none is left out.
@@ -51,10 +51,10 @@ def test_a_run_that_is_lost_anywhere_ends_as_if_it_was_not(tmp_path, options):
 
 def test_resuming_from_the_best_checkpoint_is_exact_too(tmp_path):
     scores = {6: 0.1, 12: 0.3, 18: 0.2}
-    fit(tmp_path / "whole", module=SmallModule(scores))
+    fit(tmp_path / "whole", module=partial(SmallModule, scores))
     best = resolve_checkpoint("best", tmp_path / "whole")
     assert torch.load(best, weights_only=True)["global_step"] == 12
-    fit(tmp_path / "again", module=SmallModule(scores), resume=best)
+    fit(tmp_path / "again", module=partial(SmallModule, scores), resume=best)
     assert_same_training(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "again"))
 
 
@@ -85,7 +85,7 @@ def test_checkpoints_hold_the_average_and_the_raw_weights(tmp_path):
     ],
 )
 def test_best_is_the_highest_value_and_nan_the_lowest(tmp_path, scores, step):
-    fit(tmp_path, module=SmallModule(scores))
+    fit(tmp_path, module=partial(SmallModule, scores))
     assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == step
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         f"{name}.ckpt{suffix}" for name in ("best", "last-00000017", "last-00000018") for suffix in ("", ".sha256")
@@ -95,10 +95,10 @@ def test_best_is_the_highest_value_and_nan_the_lowest(tmp_path, scores, step):
 def test_a_run_that_moved_remembers_its_best_value(tmp_path):
     scores = {6: 0.3, 12: 0.1, 18: 0.2}
     with pytest.raises(Lost):
-        fit(tmp_path / "here", module=SmallModule(scores), watch=Watch(14, lose))
+        fit(tmp_path / "here", module=partial(SmallModule, scores), watch=Watch(14, lose))
     (tmp_path / "here").rename(tmp_path / "there")
     trainer = fit(
-        tmp_path / "there", module=SmallModule(scores), resume=resolve_checkpoint("last", tmp_path / "there")
+        tmp_path / "there", module=partial(SmallModule, scores), resume=resolve_checkpoint("last", tmp_path / "there")
     )
     best = tmp_path / "there" / "checkpoints" / "best.ckpt"
     assert torch.load(best, weights_only=True)["global_step"] == 6
@@ -135,14 +135,14 @@ def test_sigterm_outside_training_ends_at_once(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SIGTERMException):
-        fit(tmp_path, module=Interrupted())  # in the sanity check
+        fit(tmp_path, module=Interrupted)  # in the sanity check
     assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("step", [0, 5, 16, 17])
 def test_a_loss_that_is_not_a_number_stops_before_a_checkpoint(tmp_path, step):
     with pytest.raises(UserError, match=rf"at step {step + 1} \(loss, second\)"):
-        fit(tmp_path, module=SmallModule(bad_step=step))
+        fit(tmp_path, module=partial(SmallModule, bad_step=step))
     for path in (tmp_path / "checkpoints").glob("*.ckpt"):
         checkpoint = torch.load(path, weights_only=True)
         assert checkpoint["global_step"] <= step
