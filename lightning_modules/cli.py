@@ -139,7 +139,8 @@ class TriptychCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what every run has; the run directory comes first, since others write into it."""
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks[:0] = [RunDirectory(self.run_dir, self.plain_config), RandomState(), LoaderState(), FiniteLoss()]
+        first = RunDirectory(self.run_dir, self.plain_config)
+        trainer.callbacks[:0] = [first, RandomState(), LoaderState(), FiniteLoss()]
         trainer.strategy.checkpoint_io = VerifiedCheckpointIO()
         return trainer
 
