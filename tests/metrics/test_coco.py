@@ -128,6 +128,16 @@ def test_any_overlap_threshold(thresholds):
     assert ("mAP_75" in values) == (len(thresholds) == 10)
 
 
+def test_an_overlap_of_one_forgives_rounding():
+    """As in pycocotools, which asks for 1 - 1e-10 at most."""
+    truth = ground_truth([(0, 0, [0, 0, 10, 10])])
+    for width, found in ((10 + 1e-11, True), (10 + 1e-8, False)):
+        one = {"boxes": np.array([[0, 0, width, 10]]), "scores": np.ones(1), "labels": np.zeros(1)}
+        metric = DetectionMetric(truth, iou_thresholds=[1.0])
+        metric.update([0], [one], box_format="xywh")
+        assert metric.compute()["mAP_100"] == pytest.approx(float(found))
+
+
 def test_numbers_of_detections():
     truth, results = random_case(2)
     _, values = computed(truth, results, max_detections=(30, 3))
