@@ -58,7 +58,8 @@ class DetectionModule(TaskModule):
     def setup(self, stage: str) -> None:
         """Load the weights to start from, unless a checkpoint is about to be loaded."""
         if self.weights is not None and self.trainer.ckpt_path is None:
-            load_weights(self.network, self.weights, category_ids=self.trainer.datamodule.category_ids)
+            data = self.trainer.datamodule
+            load_weights(self.network, self.weights, class_names=data.class_names, category_ids=data.category_ids)
             self.weights = None
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
