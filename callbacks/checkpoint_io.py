@@ -105,13 +105,14 @@ def resolve_checkpoint(choice: str, run_dir: Path) -> Path:
         if fault:
             raise UserError(f"{path}: {fault}; name another one with --ckpt_path")
         return path
-    newest_first = sorted(folder.glob("last-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]), reverse=True)
-    for path in newest_first:
+    damaged = []
+    for path in sorted(folder.glob("last-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]), reverse=True):
         fault = find_fault(path)
         if fault is None:
-            log.info("going on from %s", path)
+            for found in damaged:
+                log.warning("%s; going on from %s instead", found, path)
             return path
-        log.warning("%s: %s; trying the one before it", path, fault)
+        damaged.append(f"{path}: {fault}")
     raise UserError(f"{folder}: has no whole checkpoint to go on from; leave out --ckpt_path to start anew")
 
 
@@ -121,8 +122,11 @@ def hash_file(path: Path) -> Path:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

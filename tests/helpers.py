@@ -43,10 +43,17 @@ def start(*command: str, **environment: str) -> subprocess.Popen:
     )
 
 
-def train(*arguments: str) -> tuple[int, str]:
-    """Run `train.py` to its end: (status, what it printed)."""
-    process = start(str(ROOT / "train.py"), *arguments)
-    output, _ = process.communicate(timeout=300)
+def train(*arguments: str, **environment: str) -> subprocess.Popen:
+    """Start `train.py`."""
+    return start(str(ROOT / "train.py"), *arguments, **environment)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Wait for a program's end: (status, what it printed); a killed program's status is minus the signal."""
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
     return process.returncode, output
 
 
