@@ -10,6 +10,15 @@ import torch
 from pytorch_lightning import Callback
 
 ROOT = Path(__file__).parent.parent
+D0 = str(ROOT / "configs" / "efficientdet_d0.yaml")
+
+# Few and small pictures, two optimiser steps: enough to run every line.
+SMALL = [
+    "--data.train_images=6", "--data.val_images=5", "--data.test_images=3", "--data.batch_size=2",
+    "--data.eval_batch_size=2", "--trainer.accelerator=cpu", "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=1", "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=1", "--trainer.num_sanity_val_steps=0",
+]  # fmt: skip
 
 
 class SignalAt(Callback):
