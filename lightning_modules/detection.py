@@ -62,15 +62,16 @@ class DetectionModule(TaskModule):
             load_weights(self.network, self.weights, class_names=data.class_names, category_ids=data.category_ids)
             self.weights = None
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The loss of a batch: the sum of the detector's weighted terms."""
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The `loss` of a batch, the sum of the detector's weighted terms, and the terms."""
         terms = self.network.loss_terms(self._forward(batch), batch["targets"], batch["image_size"])
         values = {name: term.value() for name, term in terms.items()}
         loss = torch.stack(list(values.values())).sum()
+        parts = {name: value.detach() for name, value in values.items()}
         size = len(batch["image"])
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, batch_size=size)
-        return loss
+        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=size)
+        return {"loss": loss, **parts}
 
     def on_validation_epoch_start(self) -> None:
         """Forget the detections of the last validation."""

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.helpers import D0, SMALL, train
+from tests.helpers import D0, SMALL, finish, train
 
 TWO = "--trainer.devices=2"
 
@@ -16,10 +16,10 @@ def test_validation_prints_the_same_digits_on_two_processes(trained, tmp_path, m
     found = []
     for devices in ("--trainer.devices=1", TWO):
         run = tmp_path / devices[-1]
-        status, output = train(
+        status, output = finish(train(
             "validate", "--config", D0, *SMALL, "--ckpt_path", str(trained / "checkpoints" / "best.ckpt"),
             devices, "--run_dir", str(run), "--data.eval_batch_size=1",
-        )  # fmt: skip
+        ))  # fmt: skip
         assert status == 0, output
         found.append(results(run)["val"])
     assert found[0] == found[1]
@@ -28,7 +28,9 @@ def test_validation_prints_the_same_digits_on_two_processes(trained, tmp_path, m
 
 def test_training_on_two_processes_leaves_one_run(tmp_path):
     run = tmp_path / "run"
-    status, output = train("--config", D0, *SMALL, TWO, "--run_dir", str(run), "--trainer.limit_train_batches=1")
+    status, output = finish(
+        train("--config", D0, *SMALL, TWO, "--run_dir", str(run), "--trainer.limit_train_batches=1")
+    )
     assert status == 0, output
     assert {"val", "test"} <= set(results(run))
     assert len(list(run.glob("*.yaml"))) == 1 and (run / "checkpoints" / "best.ckpt").exists()
@@ -36,6 +38,8 @@ def test_training_on_two_processes_leaves_one_run(tmp_path):
 
 
 def test_a_mistake_ends_all_processes(tmp_path):
-    status, output = train("--config", D0, *SMALL, TWO, "--data.image_size=100", "--run_dir", str(tmp_path / "run"))
+    status, output = finish(
+        train("--config", D0, *SMALL, TWO, "--data.image_size=100", "--run_dir", str(tmp_path / "run"))
+    )
     assert status == 2, output
     assert "error: an input of 100 x 100 pixels" in output
