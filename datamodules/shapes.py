@@ -127,7 +127,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[int], li
     for _ in range(count):
         label = int(rng.integers(len(CLASSES)))
         # Sizes evenly spread in logarithm: small to large.
-        diameter = float(np.exp(rng.uniform(np.log(0.12), np.log(0.65)))) * size
+        diameter = float(np.exp(rng.uniform(np.log(0.18), np.log(0.65)))) * size
         mask = _shape(rng, label, diameter, height, width)
         hidden = np.bincount(owner[mask & (owner >= 0)], minlength=len(classes))
         visible = np.array([(owner == k).sum() for k in range(len(classes))], dtype=int)
