@@ -53,21 +53,26 @@ def jitter(
     side: int,
     rng: np.random.Generator,
     scale_range: tuple[float, float] = (0.1, 2.0),
+    frame: tuple[int, int] | None = None,
 ) -> Transformed:
     """EfficientDet's scale jitter: resize to a random multiple of the target, then crop or pad to it.
 
-    The picture is fitted into `side` times a factor drawn from `scale_range`; a window of `side` pixels at a random
-    place is cut from it, or the rest is padded at the bottom and right (google/automl, dataloader.py). In order to
-    resize no more than is seen, the window is cut from the original, in whole pixels.
+    The picture is fitted into `side` times a factor drawn from `scale_range`; a window of the size of `frame`
+    (height, width; by default the square of `side`) at a random place is cut from it, or the rest is padded at the
+    bottom and right (google/automl, dataloader.py). In order to resize no more than is seen, the window is cut from
+    the original, in whole pixels. Boxes with less than a pixel left are dropped.
     """
     height, width = image.shape[:2]
+    frame_height, frame_width = frame or (side, side)
     factor = rng.uniform(*scale_range) * side / max(height, width)
-    out_height, out_width = (min(max(round(length * factor), 1), side) for length in (height, width))
-    window_height, window_width = min(max(round(side / factor), 1), height), min(max(round(side / factor), 1), width)
+    out_height = min(max(round(height * factor), 1), frame_height)
+    out_width = min(max(round(width * factor), 1), frame_width)
+    window_height = min(max(round(frame_height / factor), 1), height)
+    window_width = min(max(round(frame_width / factor), 1), width)
     top = int(rng.integers(height - window_height + 1))
     left = int(rng.integers(width - window_width + 1))
     window = image[top : top + window_height, left : left + window_width]
-    canvas = np.zeros((side, side, 3), np.uint8)
+    canvas = np.zeros((frame_height, frame_width, 3), np.uint8)
     canvas[:out_height, :out_width] = _resize(window, out_width, out_height)
     scale = np.array([out_width / window_width, out_height / window_height], np.float32)
     boxes = (boxes - np.array([left, top, left, top], np.float32)) * np.tile(scale, 2)
@@ -140,9 +145,14 @@ def _build(transform: Any) -> A.BasicTransform:
 
 
 def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Bilinear, as the authors do; to less than half the size the mean over the area, which does not alias."""
-    shrinking = 2 * width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+    """Bilinear, as the authors do; halved first while it shrinks to less than half.
+
+    Halving bilinearly is the mean of 2 x 2 pixels: nothing is skipped, so that fine patterns do not alias, at a
+    quarter of the time of OpenCV's mean over areas.
+    """
+    while image.shape[1] > 2 * width and image.shape[0] > 2 * height:
+        image = cv2.resize(image, ((image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2))
+    return cv2.resize(image, (width, height))
 
 
 def _clip(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
