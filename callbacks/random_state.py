@@ -23,7 +23,7 @@ class RandomState(Callback):
         """Collect the states of all processes."""
         version, keys, position, has_gauss, gauss = np.random.get_state()
         mine = {
-            "python": list(random.getstate()[1]),
+            "python": [list(part) if isinstance(part, tuple) else part for part in random.getstate()],
             "numpy": [version, keys.tolist(), position, has_gauss, gauss],
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
@@ -44,7 +44,7 @@ class RandomState(Callback):
         if states is None or len(states) != trainer.world_size:
             return
         mine = states[trainer.global_rank]
-        random.setstate((3, tuple(mine["python"]), None))
+        random.setstate(tuple(tuple(part) if isinstance(part, list) else part for part in mine["python"]))
         version, keys, position, has_gauss, gauss = mine["numpy"]
         np.random.set_state((version, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
         torch.set_rng_state(mine["torch"])

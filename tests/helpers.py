@@ -60,7 +60,7 @@ def train(*arguments: str, **environment: str) -> subprocess.Popen:
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Wait for a program's end: (status, what it printed); a killed program's status is minus the signal."""
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=200)
     finally:
         process.kill()
     return process.returncode, output

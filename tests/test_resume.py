@@ -76,12 +76,8 @@ def test_two_processes_terminated_killed_and_started_by_torchrun(inside, free_ad
     host, port = free_address.split(":")
     torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     torchrun += [f"--master-addr={host}", f"--master-port={port}"]
-    nodes = [
-        start(
-            *torchrun, f"--node-rank={node}", str(ROOT / "train.py"), *two, "--trainer.num_nodes=2", "--run_dir=nodes"
-        )
-        for node in (0, 1)
-    ]
+    program = [str(ROOT / "train.py"), *two, "--trainer.num_nodes=2", "--run_dir=nodes"]
+    nodes = [start(*torchrun, f"--node-rank={node}", *program) for node in (0, 1)]
     for process in nodes:
         status, output = finish(process)
         assert status == 0, output

@@ -8,7 +8,6 @@ import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoint_io import resolve_checkpoint
-from errors import UserError
 from tests.callbacks.small import Lost, SmallModule, Watch, fit, lose
 from tests.helpers import assert_same_training, last_checkpoint
 
@@ -137,13 +136,3 @@ def test_sigterm_outside_training_ends_at_once(tmp_path):
     with pytest.raises(SIGTERMException):
         fit(tmp_path, module=Interrupted)  # in the sanity check
     assert not (tmp_path / "checkpoints").exists()
-
-
-@pytest.mark.parametrize("step", [0, 5, 16, 17])
-def test_a_loss_that_is_not_a_number_stops_before_a_checkpoint(tmp_path, step):
-    with pytest.raises(UserError, match=rf"at step {step + 1} \(loss, second\)"):
-        fit(tmp_path, module=partial(SmallModule, bad_step=step))
-    for path in (tmp_path / "checkpoints").glob("*.ckpt"):
-        checkpoint = torch.load(path, weights_only=True)
-        assert checkpoint["global_step"] <= step
-        assert all(value.isfinite().all() for value in checkpoint["current_model_state"].values())
