@@ -1,7 +1,9 @@
 """A detection dataset that is read by (epoch, index)."""
 
+import fcntl
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,6 +16,7 @@ from datamodules.images import CorruptImageError, read_image
 from datamodules.loader import SampleKey
 from datamodules.randomness import sample_rng
 from datamodules.transforms import Transformed
+from errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ class DetectionDataset(Dataset):
         on_bad_sample: what to do with a picture that cannot be decoded: `stop`, or `skip` it and take the next
             readable picture in its place, the same one on every process and in every epoch. Evaluation never skips:
             there a black picture of the right size stands in, so that its objects count as missed.
+        report: file that lists the skipped pictures, shared by all processes, so that each is warned of once.
+        training: whether pictures may take each other's place.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class DetectionDataset(Dataset):
         seed: int = 0,
         keep_difficult: bool = False,
         on_bad_sample: str = "stop",
+        report: Path | None = None,
         training: bool = False,
     ) -> None:
         self.annotations = annotations
@@ -49,6 +55,7 @@ class DetectionDataset(Dataset):
         self.seed = seed
         self.keep_difficult = keep_difficult
         self.on_bad_sample = on_bad_sample
+        self.report = report
         self.training = training
         self.quarantine: set[int] = set()
 
@@ -56,34 +63,65 @@ class DetectionDataset(Dataset):
         return len(self.annotations)
 
     def load(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The original picture (H, W, 3) uint8 and the objects to learn: boxes, labels, iscrowd."""
-        a = self.annotations
-        size = (int(a.heights[index]), int(a.widths[index]))
+        """The original picture (H, W, 3) uint8 and the objects to learn: boxes, labels, iscrowd.
+
+        Raises:
+            UserError: the picture cannot be read, or, if bad ones are skipped, no picture can.
+        """
+        for candidate in (*range(index, len(self)), *range(index)):
+            image = self._read(candidate)
+            if image is None and not self.training:
+                image = np.zeros((*self._size(candidate), 3), np.uint8)
+            if image is not None:
+                return image, self._objects(candidate)
+        raise UserError(
+            f"{self.annotations.image_files[index]}: this picture and the {len(self) - 1} others of its split cannot "
+            "be decoded; check the dataset"
+        )
+
+    def _read(self, index: int) -> np.ndarray | None:
+        if index in self.quarantine:
+            return None
         try:
-            image = read_image(str(a.image_files[index]), size)
-        except CorruptImageError as error:
+            return read_image(str(self.annotations.image_files[index]), self._size(index))
+        except CorruptImageError:
             if self.on_bad_sample != "skip":
                 raise
-            if index not in self.quarantine:
-                log.warning("%s; left out", error)
-                self.quarantine.add(index)
-            if len(self.quarantine) == len(self):
-                raise
-            if self.training:
-                return self.load((index + 1) % len(self))
-            image = np.zeros((*size, 3), np.uint8)
-        objects = a.training_targets(index)
-        if not self.keep_difficult:
-            keep = ~objects["difficult"]
-            objects = {name: values[keep] for name, values in objects.items()}
-        return image, objects
+            self.quarantine.add(index)
+            if self._reported_first(index):
+                instead = "the next picture takes its place" if self.training else "its objects count as missed"
+                log.warning("%s: cannot be decoded; %s", self.annotations.image_files[index], instead)
+            return None
+
+    def _reported_first(self, index: int) -> bool:
+        """Put a picture on the list; False if it is there, put by another worker, process or earlier run."""
+        if self.report is None:
+            return True
+        path = str(self.annotations.image_files[index])
+        self.report.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.report, "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if path in file.read().splitlines():
+                return False
+            file.write(f"{path}\n")
+        return True
+
+    def _objects(self, index: int) -> dict[str, np.ndarray]:
+        objects = self.annotations.training_targets(index)
+        if self.keep_difficult:
+            return objects
+        keep = ~objects["difficult"]
+        return {name: values[keep] for name, values in objects.items()}
+
+    def _size(self, index: int) -> tuple[int, int]:
+        return int(self.annotations.heights[index]), int(self.annotations.widths[index])
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample as `collate_detection` takes it."""
         epoch, index = key
         done, labels, iscrowd = self.recipe(self, index, sample_rng(self.seed, epoch, index))
-        size = (int(self.annotations.heights[index]), int(self.annotations.widths[index]))
-        return as_sample(index, done, size, labels, iscrowd)
+        return as_sample(index, done, self._size(index), labels, iscrowd)
 
 
 class PictureDataset(Dataset):

@@ -35,7 +35,8 @@ class DetectionDataModule(LightningDataModule):
         transforms: albumentations that come before it, as a list of `class_path` and `init_args`.
         shuffle: whether training pictures come in a new order each epoch.
         keep_difficult: also learn objects that VOC marks as difficult.
-        on_bad_sample: `stop` at a picture that cannot be decoded, or `skip` it with a warning.
+        on_bad_sample: `stop` at a picture that cannot be decoded, or `skip` it with a warning and list it in
+            `bad_samples.txt` in the run directory.
         images: for prediction: a picture, a folder or a glob pattern.
         seed: of order and augmentation; linked to `seed_everything`.
     """
@@ -65,6 +66,8 @@ class DetectionDataModule(LightningDataModule):
         }.items():
             if value is not None and value < 1:
                 raise UserError(f"data.{option} is {value}; it must be at least 1")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers is {num_workers}; it must be at least 0")
         if augmentation not in AUGMENTATIONS:
             raise UserError(f"data.augmentation is {augmentation!r}; choose one of {', '.join(AUGMENTATIONS)}")
         self.image_size = image_size
@@ -148,6 +151,8 @@ class DetectionDataModule(LightningDataModule):
         """A split as samples."""
         recipe: Recipe = partial(plain, side=self.image_size)
         if augmented:
+            if self.image_size is None and self.augmentation not in ("none", "flip"):
+                raise UserError(f"data.augmentation {self.augmentation} cuts pictures to data.image_size: give one")
             recipe = partial(AUGMENTATIONS[self.augmentation], side=self.image_size, pixels=self.pixels)
         return DetectionDataset(
             self.annotations(split),
@@ -155,6 +160,7 @@ class DetectionDataModule(LightningDataModule):
             seed=self.seed,
             keep_difficult=self.keep_difficult,
             on_bad_sample=self.on_bad_sample,
+            report=Path(self.trainer.default_root_dir) / "bad_samples.txt" if self.trainer else None,
             training=augmented,
         )
 
@@ -225,7 +231,7 @@ def find_pictures(pattern: str | None) -> list[str]:
     if path.is_dir():
         found = [str(p) for p in path.rglob("*") if p.suffix.lower() in PICTURES]
     else:
-        found = [str(path)] if path.is_file() else glob.glob(pattern, recursive=True)
+        found = [str(path)] if path.is_file() else [p for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
     if not found:
         raise UserError(f"{pattern}: no pictures found; name a picture, a folder with pictures or a glob pattern")
     return sorted(found)

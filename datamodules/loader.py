@@ -1,6 +1,7 @@
 """A data loader that can stop after any batch and go on from there, whatever its workers were doing."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import cv2
@@ -8,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.randomness import epoch_permutation
+from errors import UserError
 
 SampleKey = tuple[int, int]  # (epoch, index)
 
@@ -89,7 +91,10 @@ class ResumableLoader:
 
     `state_dict` counts the batches that the training loop has taken, not those that workers have read ahead. After
     the last batch of an epoch the state is the beginning of the next one. The random stream of a sample comes with its
-    key, so workers need no state, and their number may change between stop and resumption.
+    key, so workers need no state, and their number may change between stop and resumption; so may the number of
+    processes, if the samples per step over all of them stay the same.
+
+    A UserError in a worker arrives as itself, one sentence; PyTorch would wrap it into the worker's traceback.
 
     It holds a DataLoader and is none: Lightning takes a DataLoader apart and builds it anew for prediction.
 
@@ -111,9 +116,9 @@ class ResumableLoader:
         self.dataset = dataset
         self.batches = batches
         self.loader = DataLoader(
-            dataset,
+            _ErrorsAsSamples(dataset),
             batch_sampler=batches,
-            collate_fn=collate,
+            collate_fn=partial(_collate_or_error, collate),
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
@@ -126,33 +131,75 @@ class ResumableLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        iterator = iter(self.loader)
-        return _CountingIterator(self.batches, iterator) if self.batches.training else iterator
+        return _Batches(self.batches, iter(self.loader))
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and batches taken in it."""
-        return {"epoch": self.batches.epoch, "position": self.batches.start}
+        """Epoch, batches taken in it, and what they are counted in: samples per step, samples in the dataset."""
+        batches = self.batches
+        return {
+            "epoch": batches.epoch,
+            "position": batches.start,
+            "step": batches.batch_size * batches.world,
+            "length": batches.length,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after `position` batches of `epoch`."""
+        """Continue after `position` batches of `epoch`.
+
+        Raises:
+            UserError: a position within an epoch of other batches, or of a dataset of another size.
+        """
+        now = self.state_dict()
+        if state["position"] and (state["step"], state["length"]) != (now["step"], now["length"]):
+            raise UserError(
+                f"the checkpoint was written within an epoch of {state['length']} samples, {state['step']} per step "
+                f"over all processes, but this run has {now['length']} samples, {now['step']} per step: go on with the "
+                "same data and data.batch_size times processes, or from a checkpoint of an epoch's end"
+            )
         self.batches.epoch = state["epoch"]
         self.batches.start = state["position"]
 
 
-class _CountingIterator:
-    """Tells the sampler of each batch that is taken."""
+class _Batches:
+    """An iterator that tells the sampler of each training batch that is taken, and raises what workers hand over."""
 
     def __init__(self, batches: EpochBatches, iterator: Iterator[Any]) -> None:
         self.batches = batches
         self.iterator = iterator
 
-    def __iter__(self) -> "_CountingIterator":
+    def __iter__(self) -> "_Batches":
         return self
 
     def __next__(self) -> Any:
         batch = next(self.iterator)
-        self.batches.advance()
+        if isinstance(batch, UserError):
+            try:
+                raise batch
+            finally:
+                del batch  # or error, traceback and this frame would be a cycle that keeps the workers alive
+        if self.batches.training:
+            self.batches.advance()
         return batch
+
+
+class _ErrorsAsSamples(Dataset):
+    """A user's mistake as a sample, so that it passes from the worker to the training process."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> Any:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+def _collate_or_error(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
+    return next((sample for sample in samples if isinstance(sample, UserError)), None) or collate(samples)
 
 
 def _one_thread(worker: int) -> None:

@@ -6,7 +6,7 @@ the same on every process and after a resumption.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,14 @@ Geometry = Callable[[np.ndarray, np.ndarray, np.random.Generator], Transformed]
 
 def plain(dataset: "DetectionDataset", index: int, rng: np.random.Generator, *, side: int | None) -> Sample:
     """No augmentation: the recipe of evaluation."""
-    return _one(dataset, index, rng, lambda image, boxes, _: resize_to_fit(image, boxes, side), None)
+    return fitted(dataset, index, rng, side=side, pixels=None)
+
+
+def fitted(
+    dataset: "DetectionDataset", index: int, rng: np.random.Generator, *, side: int | None, pixels: Pixels | None
+) -> Sample:
+    """Resized to fit."""
+    return _one(dataset, index, rng, lambda image, boxes, _: resize_to_fit(image, boxes, side), pixels)
 
 
 def flipped(
@@ -57,7 +64,7 @@ def mosaic(
 ) -> Sample:
     """Four pictures around a random centre (YOLOv4, section 3.4), with `probability`; otherwise `jittered`.
 
-    The picture and three more, drawn at random, are each jittered and cut to a quarter of the canvas.
+    The picture and three more, drawn at random, each fill a quarter of the canvas as `jittered` fills the whole.
     """
     if rng.uniform() >= probability:
         return jittered(dataset, index, rng, side=side, pixels=pixels)
@@ -67,25 +74,27 @@ def mosaic(
     ends = [(centre_x, centre_y), (side, centre_y), (centre_x, side), (side, side)]
     canvas = np.zeros((side, side, 3), np.uint8)
     boxes, labels, crowds = [], [], []
-    geometry = partial(_jitter_and_flip, side=side, scale_range=scale_range)
     for partner, (left, top), (right, bottom) in zip(partners, corners, ends, strict=True):
-        done, partner_labels, partner_crowds = _one(dataset, partner, rng, geometry, pixels)
-        width, height = right - left, bottom - top
-        canvas[top:bottom, left:right] = done.image[:height, :width]
-        clipped = np.clip(done.boxes, 0, np.array([width, height, width, height], np.float32))
         # What is cut to a sliver cannot be recognised: a quarter of the object must be left.
-        area = (clipped[:, 2:] - clipped[:, :2]).prod(1)
-        keep = area >= np.maximum(0.25 * (done.boxes[:, 2:] - done.boxes[:, :2]).prod(1), 1.0)
-        boxes.append(clipped[keep] + np.array([left, top, left, top], np.float32))
-        labels.append(partner_labels[keep])
-        crowds.append(partner_crowds[keep])
+        geometry = partial(
+            _jitter_and_flip,
+            side=side,
+            scale_range=scale_range,
+            frame=(bottom - top, right - left),
+            min_visible=0.25,
+        )
+        done, partner_labels, partner_crowds = _one(dataset, partner, rng, geometry, pixels)
+        canvas[top:bottom, left:right] = done.image
+        boxes.append(done.boxes + np.array([left, top, left, top], np.float32))
+        labels.append(partner_labels)
+        crowds.append(partner_crowds)
     all_boxes = np.concatenate(boxes).astype(np.float32)
     done = Transformed(canvas, all_boxes, np.arange(len(all_boxes)), (side, side), (1.0, 1.0))
     return done, np.concatenate(labels), np.concatenate(crowds)
 
 
 AUGMENTATIONS: dict[str, Callable[..., Sample]] = {
-    "none": lambda dataset, index, rng, *, side, pixels: plain(dataset, index, rng, side=side),
+    "none": fitted,
     "flip": flipped,
     "efficientdet": jittered,
     "efficientdet_mild": partial(jittered, scale_range=(0.8, 1.2)),
@@ -93,10 +102,8 @@ AUGMENTATIONS: dict[str, Callable[..., Sample]] = {
 }
 
 
-def _jitter_and_flip(
-    image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator, *, side: int, scale_range: tuple[float, float]
-) -> Transformed:
-    return flip(jitter(image, boxes, side, rng, scale_range), rng)
+def _jitter_and_flip(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator, **options: Any) -> Transformed:
+    return flip(jitter(image, boxes, rng=rng, **options), rng)
 
 
 def _one(

@@ -15,9 +15,10 @@ from datamodules.coco_file import read_coco
 from datamodules.detection import SPLITS, DetectionDataModule
 from datamodules.locking import locked
 from datamodules.randomness import sample_rng
+from errors import UserError
 
 CLASSES = ("circle", "square", "triangle", "star", "ring")
-VERSION = 1  # of the pictures: raise it when the same arguments give others
+VERSION = 2  # of the pictures: raise it when the same arguments give others
 
 
 class ShapesDetection(DetectionDataModule):
@@ -67,9 +68,14 @@ class ShapesDetection(DetectionDataModule):
         return list(CLASSES)
 
     def _read(self, split: str) -> DetectionAnnotations:
-        with locked(self.folder):
-            if not self.folder.exists():
-                generate(self.folder, self.counts, self.picture_size, self.picture_seed)
+        try:
+            with locked(self.folder):
+                if not self.folder.exists():
+                    generate(self.folder, self.counts, self.picture_size, self.picture_seed)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: sample data cannot be written ({error.strerror}); name another folder with --data.root"
+            ) from error
         return read_coco(self.folder / "annotations" / f"instances_{split}.json", self.folder / "images" / split)
 
 
@@ -90,7 +96,8 @@ def generate(folder: Path, counts: dict[str, int], size: int, seed: int) -> None
             image, classes, masks = draw(sample_rng(seed, number, index), size)
             file_name = f"{index:06d}.jpg"
             bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-            cv2.imwrite(str(unfinished / "images" / split / file_name), bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
+            jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+            (unfinished / "images" / split / file_name).write_bytes(jpeg.tobytes())
             content["images"].append(
                 {"id": index + 1, "file_name": file_name, "height": image.shape[0], "width": image.shape[1]}
             )

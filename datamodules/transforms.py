@@ -54,13 +54,14 @@ def jitter(
     rng: np.random.Generator,
     scale_range: tuple[float, float] = (0.1, 2.0),
     frame: tuple[int, int] | None = None,
+    min_visible: float = 0.0,
 ) -> Transformed:
     """EfficientDet's scale jitter: resize to a random multiple of the target, then crop or pad to it.
 
     The picture is fitted into `side` times a factor drawn from `scale_range`; a window of the size of `frame`
     (height, width; by default the square of `side`) at a random place is cut from it, or the rest is padded at the
     bottom and right (google/automl, dataloader.py). In order to resize no more than is seen, the window is cut from
-    the original, in whole pixels. Boxes with less than a pixel left are dropped.
+    the original, in whole pixels. Boxes with less than a pixel or less than the share `min_visible` left are dropped.
     """
     height, width = image.shape[:2]
     frame_height, frame_width = frame or (side, side)
@@ -76,7 +77,7 @@ def jitter(
     canvas[:out_height, :out_width] = _resize(window, out_width, out_height)
     scale = np.array([out_width / window_width, out_height / window_height], np.float32)
     boxes = (boxes - np.array([left, top, left, top], np.float32)) * np.tile(scale, 2)
-    boxes, kept = _clip(boxes, out_width, out_height)
+    boxes, kept = _clip(boxes, out_width, out_height, min_visible)
     return Transformed(canvas, boxes, kept, (out_height, out_width), (1.0, 1.0))
 
 
@@ -104,24 +105,32 @@ class Pixels:
     """
 
     def __init__(self, transforms: list[Any]) -> None:
-        self.compose = A.Compose(
-            [_build(transform) for transform in transforms],
-            # Boxes of real datasets reach over the border and are sometimes empty: albumentations refuses both unless
-            # told to clip and to drop. Labels ride along as positions, so that everything else can be re-indexed.
-            bbox_params=A.BboxParams(
-                format="pascal_voc", label_fields=["positions"], clip=True, filter_invalid_bboxes=True
-            ),
-        )
+        # Boxes of real datasets reach over the border and are sometimes empty: albumentations refuses both unless told
+        # to clip and to drop. Labels ride along as positions, so that everything else can be re-indexed.
+        boxes = A.BboxParams(format="pascal_voc", label_fields=["positions"], clip=True, filter_invalid_bboxes=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got processor for bboxes")  # colours alone leave boxes where they are
+            self.compose = A.Compose([_build(transform) for transform in transforms], bbox_params=boxes)
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The transformed image, the boxes left, and their positions among the given ones."""
+        """The transformed image, the boxes left, and their positions among the given ones.
+
+        Raises:
+            UserError: the result is no longer a picture of bytes: the network normalises by itself.
+        """
         # Unseeded, albumentations repeats one stream in all workers and all epochs.
         self.compose.set_random_seed(int(rng.integers(2**32)))
         result = self.compose(image=image, bboxes=boxes, positions=np.arange(len(boxes)))
+        image = result["image"]
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
+            raise UserError(
+                f"data.transforms give {image.dtype} of shape {tuple(image.shape)}, but pictures must stay uint8 "
+                "(H, W, 3): leave out Normalize, ToFloat, ToTensorV2 and the like, the network normalises by itself"
+            )
         boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
-        return result["image"], boxes, np.asarray(result["positions"]).reshape(-1).astype(np.int64)
+        return image, boxes, np.asarray(result["positions"]).reshape(-1).astype(np.int64)
 
 
 def _build(transform: Any) -> A.BasicTransform:
@@ -155,7 +164,8 @@ def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(image, (width, height))
 
 
-def _clip(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
-    kept = np.flatnonzero(((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(1))
-    return boxes[kept], kept
+def _clip(boxes: np.ndarray, width: int, height: int, min_visible: float) -> tuple[np.ndarray, np.ndarray]:
+    clipped = np.clip(boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
+    sides, all_sides = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
+    kept = np.flatnonzero((sides >= MIN_SIDE).all(1) & (sides.prod(1) >= min_visible * all_sides.prod(1)))
+    return clipped[kept], kept

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import CocoDetection, ShapesDetection
+from datamodules import ShapesDetection
 from datamodules.detection import find_pictures
 from datamodules.recipes import AUGMENTATIONS
 from errors import UserError
-from tests.datamodules.builders import annotation, coco, picture
+from tests.datamodules.builders import picture
 
 
 @pytest.fixture(scope="module")
@@ -74,65 +74,12 @@ def test_evaluation_targets_map_back_to_the_file(root):
             assert batch["original_size"][i].tolist() == [truth.heights[index], truth.widths[index]]
 
 
-def test_sample_data_is_deterministic_and_made_once(root, tmp_path):
-    first, second = shapes(root), shapes(str(tmp_path))
-    assert first.fingerprint == second.fingerprint
-    files = sorted(first.folder.rglob("*.jpg"))
-    assert len(files) == 21
-    times = [file.stat().st_mtime_ns for file in files]
-    assert [(tmp_path / first.folder.name / f.relative_to(first.folder)).read_bytes() for f in files] == [
-        f.read_bytes() for f in files
-    ]
-    _ = shapes(root).fingerprint
-    assert [file.stat().st_mtime_ns for file in files] == times
-    assert shapes(root, picture_seed=1).fingerprint != first.fingerprint
-
-
-def test_sample_data_knows_its_classes_without_being_made(tmp_path):
-    data = shapes(str(tmp_path / "none"))
-    assert data.num_classes == 5 and not (tmp_path / "none").exists()
-
-
-def test_objects_of_the_sample_data_are_visible_parts(root):
-    truth = shapes(root).annotations("train")
-    assert len(truth.boxes) > 12 and (truth.area > 0).all()
-    assert (truth.area <= truth.boxes[:, 2] * truth.boxes[:, 3]).all()
-
-
-def broken(tmp_path, **options):
-    names = [f"{i}.jpg" for i in range(4)]
-    for i, name in enumerate(names):
-        picture(tmp_path / "images" / name, seed=i)
-    file = tmp_path / "images" / "2.jpg"
-    images = [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(names)]
-    coco(tmp_path, images=images, annotations=[annotation(image_id=i) for i in range(4)])
-    file.write_bytes(file.read_bytes()[:200])
-    arguments = {
-        "train_annotations": "instances.json", "train_images": "images",
-        "val_annotations": "instances.json", "val_images": "images",
-        "image_size": 64, "batch_size": 4, "augmentation": "none",
-    }  # fmt: skip
-    return CocoDetection(root=str(tmp_path), **(arguments | options))
-
-
-def test_bad_picture_stops_the_run_by_default(tmp_path):
-    with pytest.raises(UserError, match=r"2\.jpg: cannot be decoded.*on_bad_sample"):
-        list(broken(tmp_path).train_dataloader())
-
-
-def test_bad_picture_is_skipped_on_request(tmp_path, caplog):
-    data = broken(tmp_path, on_bad_sample="skip", shuffle=False)
-    (batch,) = data.train_dataloader()
-    assert torch.equal(batch["image"][2], batch["image"][3])  # the next one, everywhere and always
-    assert "2.jpg" in caplog.text and "left out" in caplog.text
-    (batch,) = data.val_dataloader()
-    assert not batch["image"][2].any() and batch["index"].tolist() == [0, 1, 2, 3]  # its objects count as missed
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"batch_size": 0}, r"data\.batch_size is 0"),
+        ({"num_workers": -1}, r"data\.num_workers is -1"),
+        ({"image_size": 0}, r"data\.image_size is 0"),
         ({"augmentation": "strong"}, r"data\.augmentation is 'strong'; choose one of none, flip"),
     ],
 )

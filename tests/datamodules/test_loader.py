@@ -4,7 +4,8 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.loader import EpochBatches, ResumableLoader
-from datamodules.randomness import sample_rng
+from datamodules.randomness import epoch_permutation, sample_rng
+from errors import UserError
 
 
 class Noise(Dataset):
@@ -24,6 +25,11 @@ class Noise(Dataset):
 def loader(length=10, batch_size=3, workers=0, training=True, shuffle=True, **options):
     batches = EpochBatches(length=length, batch_size=batch_size, training=training, shuffle=shuffle, seed=5, **options)
     return ResumableLoader(Noise(length), batches, collate=list, num_workers=workers)
+
+
+def place(loader):
+    state = loader.state_dict()
+    return state["epoch"], state["position"]
 
 
 def epochs(loader, count):
@@ -68,7 +74,7 @@ def test_resume_at_every_position(workers):
 def test_state_after_the_last_batch_is_the_next_epoch():
     first = loader()
     list(first)
-    assert first.state_dict() == {"epoch": 1, "position": 0}
+    assert place(first) == (1, 0)
 
 
 @pytest.mark.parametrize("limit", [2, 0.7])
@@ -76,7 +82,7 @@ def test_a_limited_epoch_is_an_epoch(limit):
     limited = loader(limit=limit)
     assert len(limited) == 3  # Lightning applies the limit itself
     assert len(list(limited)) == 2
-    assert limited.state_dict() == {"epoch": 1, "position": 0}
+    assert place(limited) == (1, 0)
     assert [epoch for batch in limited for epoch, _, _ in batch] == [1] * 6
 
 
@@ -107,6 +113,51 @@ def test_evaluation_starts_over_after_breaking_off():
     assert next(iter(evaluation))[0][1] == 0
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_resume_with_another_number_of_processes(world):
+    """Four samples per step over all processes: the steps are the same sets, before and after."""
+
+    def steps(world, state=None):
+        loaders = [loader(22, 4 // world, rank=rank, world=world) for rank in range(world)]
+        for one in loaders if state else []:
+            one.load_state_dict(state)
+        return [{index for batch in step for _, index, _ in batch} for step in zip(*loaders, strict=True)]
+
+    stopped = loader(22, 4)
+    iterator = iter(stopped)
+    next(iterator), next(iterator)
+    assert steps(world) == steps(1) and len(steps(1)) == 5
+    assert steps(world, stopped.state_dict()) == steps(1)[2:]
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 2}, {"length": 11}, {"world": 2}])
+def test_a_place_within_an_epoch_of_other_batches_is_refused(changes):
+    stopped, other = loader(), loader(**changes)
+    next(iter(stopped))
+    with pytest.raises(UserError, match=r"10 samples, 3 per step over all processes, but this run has 1\d samples"):
+        other.load_state_dict(stopped.state_dict())
+    list(stopped), list(stopped)
+    other.load_state_dict(stopped.state_dict())  # an epoch's end is the same place for all
+    assert place(other)[1] == 0
+
+
+class Mistaken(Noise):
+    def __getitem__(self, key):
+        if key[1] == 4:
+            raise UserError("4.jpg: a sentence")
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_users_mistake_arrives_as_one_sentence(workers, training):
+    batches = EpochBatches(length=6, batch_size=2, training=training)
+    iterator = iter(ResumableLoader(Mistaken(6), batches, collate=list, num_workers=workers))
+    next(iterator), next(iterator)
+    with pytest.raises(UserError, match=r"^4\.jpg: a sentence$"):
+        next(iterator)
+
+
 def test_small_datasets_still_give_a_batch():
     assert [len(b) for b in loader(3, 8)] == [3]
     assert [len(b) for b in loader(2, 8, rank=2, world=3)] == [2]  # fewer samples than processes
@@ -117,3 +168,10 @@ def test_sample_streams_are_distinct_and_reproducible():
     assert len(set(draws.values())) == len(draws)
     assert sample_rng(1, 2, 49).integers(2**63) == draws[1, 2, 49]
     assert np.corrcoef(sample_rng(0, 0, 0).random(500), sample_rng(0, 0, 1).random(500))[0, 1] < 0.15
+
+
+def test_permutations_have_their_own_stream():
+    order = epoch_permutation(3, 4, 50)
+    assert sorted(order) == list(range(50)) and (order == epoch_permutation(3, 4, 50)).all()
+    for other in (epoch_permutation(3, 5, 50), epoch_permutation(4, 4, 50), sample_rng(3, 4, 0).permutation(50)):
+        assert (order != other).any()

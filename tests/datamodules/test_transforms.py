@@ -68,6 +68,21 @@ def test_jitter__drops_what_is_cropped_away_and_keeps_positions():
     assert len(done.kept) == len(done.boxes) < 3
 
 
+def test_jitter__frame_and_visible_share():
+    """A window of 20 x 40 pixels of the enlarged picture; of a box, enough must be left."""
+    image = np.zeros((100, 100, 3), np.uint8)
+    boxes = np.array([[0, 0, 100, 100], [45, 45, 55, 55]], np.float32)
+    outcomes = set()
+    for seed in range(200):
+        every = jitter(image, boxes, 50, rng(seed), (4.0, 4.0), frame=(20, 40))
+        done = jitter(image, boxes, 50, rng(seed), (4.0, 4.0), frame=(20, 40), min_visible=0.5)
+        assert every.image.shape == (20, 40, 3) and every.size == (20, 40) and 0 in every.kept
+        left = (every.boxes[:, 2:] - every.boxes[:, :2]).prod(1) / np.array([200 * 200, 20 * 20])[every.kept]
+        assert done.kept.tolist() == every.kept[left >= 0.5].tolist()
+        outcomes.add((len(every.kept), len(done.kept)))
+    assert outcomes == {(1, 0), (2, 0), (2, 1)}
+
+
 def test_flip_mirrors_the_picture_and_leaves_padding():
     done = resize_to_fit(*marked(40, 80, (0, 0, 10, 80)), 80)
     flips = [flip(done, rng(seed)) for seed in range(20)]
@@ -109,6 +124,21 @@ def test_pixels__draw_from_the_sample_stream_only():
 def test_pixels__mistakes_are_errors(transform, message):
     with pytest.raises(UserError, match=message):
         Pixels([transform])
+
+
+@pytest.mark.parametrize("name", ["Normalize", "ToFloat"])
+def test_pixels__must_stay_bytes(name):
+    pixels = Pixels([{"class_path": name}])
+    with pytest.raises(UserError, match=r"float32 of shape \(30, 40, 3\).*leave out Normalize"):
+        pixels(*marked(40, 30, (5, 5, 20, 20)), rng())
+
+
+def test_resizing_far_down_does_not_alias():
+    """Every second column white: a fifth of the size must be gray all over, not stripes."""
+    image = np.zeros((300, 400, 3), np.uint8)
+    image[:, ::2] = 255
+    done = resize_to_fit(image, np.zeros((0, 4), np.float32), 80)
+    assert np.abs(done.image[: done.size[0]].astype(int) - 128).max() < 40
 
 
 def test_transformed_is_what_recipes_return():
