@@ -13,7 +13,7 @@ import torch
 
 from tests.helpers import D0, SMALL
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny networks gain nothing from more, and subprocesses run beside them
 
 
 @pytest.fixture(autouse=True)
