@@ -178,6 +178,8 @@ class DetectionDataModule(LightningDataModule):
             limit=trainer.limit_train_batches if trainer else 1.0,
             **self._place(),
         )
+        if trainer is not None:  # not 0 if Lightning asks for a new loader every few epochs
+            batches.epoch = trainer.current_epoch
         return ResumableLoader(dataset, batches, collate=collate_detection, num_workers=self.num_workers)
 
     def val_dataloader(self) -> ResumableLoader | list:

@@ -1,5 +1,6 @@
 """Sample data: coloured and textured shapes over noisy backgrounds, in COCO's layout, made on first use."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,13 +22,14 @@ CLASSES = ("circle", "square", "triangle", "star", "ring")
 # The fill that most shapes of a class have; the others have any. Shape alone takes a network longer to learn than the
 # few minutes that a first run should take.
 USUAL_FILL = {"circle": "plain", "square": "checkered", "triangle": "striped", "star": "dotted", "ring": "plain"}
-VERSION = 2  # of the pictures: raise it when the same arguments give others
+# Of the pictures: the digest of this file, so that what an older one has drawn never passes for its work.
+VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 
 class ShapesDetection(DetectionDataModule):
     """Sample data with which every system runs without a download.
 
-    `<root>/<size>px_<train>_<val>_<test>_seed<seed>_v<version>/` gets COCO's layout: `images/{train,val,test}/*.jpg`
+    `<root>/<size>px_<train>_<val>_<test>_seed<seed>_<version>/` gets COCO's layout: `images/{train,val,test}/*.jpg`
     and `annotations/instances_{train,val,test}.json` with boxes and run-length masks of the visible parts. The
     pictures are a function of the arguments; other arguments make another folder.
 
@@ -58,7 +60,7 @@ class ShapesDetection(DetectionDataModule):
         self.picture_size = picture_size
         self.picture_seed = picture_seed
         counts = "_".join(str(count) for count in self.counts.values())
-        self.folder = Path(root) / f"{picture_size}px_{counts}_seed{picture_seed}_v{VERSION}"
+        self.folder = Path(root) / f"{picture_size}px_{counts}_seed{picture_seed}_{VERSION}"
 
     @property
     def splits(self) -> list[str]:
