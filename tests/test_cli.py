@@ -110,7 +110,7 @@ def test_data_configs_name_the_same_common_arguments():
     [
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model.lr", "1"], "model"),
-        (["--trainer.max_epoch", "1"], "max_epoch"),
+        (["--trainer.max_epoks", "1"], "max_epoks"),
         (["--trainer.max_epochs", "many"], "many"),
         (["--model.network.variant", "d9"], "d9"),
         (["--data.image_size", "100"], "128"),
