@@ -127,7 +127,7 @@ class DetectionModule(TaskModule):
     def _finish(self, split: str) -> None:
         # A sanity check and `limit_val_batches` see a part of the split on purpose; otherwise a part is an error.
         limit = self.trainer.limit_val_batches if split == "val" else self.trainer.limit_test_batches
-        complete = not self.trainer.sanity_checking and limit == 1.0
+        complete = not self.trainer.sanity_checking and isinstance(limit, float) and limit == 1.0  # 1 is one batch
         self.metrics[split].complete = self.losses[split].complete = complete
         values = {**self.losses[split].compute(), **self.metrics[split].compute()}
         self.results[split] = values
