@@ -1,4 +1,6 @@
 import hashlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,6 +47,55 @@ def test_seed_and_epoch_change_pixels(root):
     assert first != second
     assert digest(shapes(root, seed=1).train_dataloader()) != first
     assert digest(shapes(root).train_dataloader()) == first
+
+
+def indices(loader):
+    return [index for batch in loader for index in batch["index"].tolist()]
+
+
+def test_seed_changes_the_order(root):
+    first, second = indices(shapes(root).train_dataloader()), indices(shapes(root, seed=1).train_dataloader())
+    assert sorted(first) == sorted(second) == list(range(12)) and first != second
+    assert indices(shapes(root, shuffle=False).train_dataloader()) == list(range(12))
+
+
+def attached(data, **changes):
+    """The data module as a Trainer sees it."""
+    usual = {
+        "global_rank": 0, "world_size": 1, "overfit_batches": 0.0, "limit_train_batches": 1.0, "current_epoch": 0,
+        "default_root_dir": "run",
+    }  # fmt: skip
+    data.trainer = SimpleNamespace(**(usual | changes))
+    return data
+
+
+def test_the_trainer_says_which_share_and_epoch(root):
+    whole = indices(shapes(root).train_dataloader())
+    halves = [indices(attached(shapes(root), global_rank=r, world_size=2).train_dataloader()) for r in (0, 1)]
+    # Of the first 8 samples of the epoch, 4 at a time: what one process takes in two steps, two take in one.
+    assert sorted(halves[0][:4] + halves[1][:4]) == sorted(whole[:8])
+    values = [indices(attached(shapes(root), global_rank=r, world_size=2).val_dataloader()) for r in (0, 1)]
+    assert values == [[0, 2, 4], [1, 3]]
+    continued = attached(shapes(root), current_epoch=1).train_dataloader()  # reload_dataloaders_every_n_epochs
+    loader = shapes(root).train_dataloader()
+    list(loader)
+    assert indices(continued) == indices(loader)
+
+
+def test_overfitting_sees_the_same_pictures_in_every_epoch(root):
+    loader = attached(shapes(root), overfit_batches=1, limit_train_batches=1).train_dataloader()
+    assert indices(loader) == indices(loader) == [0, 1, 2, 3]
+
+
+def test_skipped_pictures_are_listed_in_the_run_directory(root):
+    assert shapes(root).dataset("train", augmented=True).report is None
+    assert attached(shapes(root)).dataset("train", augmented=True).report == Path("run/bad_samples.txt")
+
+
+def test_augmentation_needs_a_size(root):
+    data = shapes(root, image_size=None, augmentation="efficientdet")
+    with pytest.raises(UserError, match=r"data\.augmentation efficientdet cuts pictures to data\.image_size"):
+        data.train_dataloader()
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

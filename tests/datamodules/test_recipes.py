@@ -87,3 +87,17 @@ def test_pixels_come_before_geometry():
     for name, recipe in AUGMENTATIONS.items():
         _, done, _, _ = make(recipe, 3, inverted)
         assert (done.image == 155).all(-1).any() and not (done.image == 100).all(-1).any(), name
+
+
+def test_pixels_that_drop_a_box_drop_its_label_and_crowd_mark():
+    class TwoBlocks(Blocks):
+        def load(self, index):
+            image, objects = super().load(index)
+            boxes = np.concatenate([np.array([[0, 0, 10, 10]], np.float32), objects["boxes"]])
+            return image, {"boxes": boxes, "labels": np.array([0, 3]), "iscrowd": np.array([True, False])}
+
+    crop = Pixels([{"class_path": "Crop", "init_args": {"x_min": 30, "y_min": 10, "x_max": 110, "y_max": 80}}])
+    done, labels, crowds = AUGMENTATIONS["none"](TwoBlocks(), 3, np.random.default_rng(0), side=80, pixels=crop)
+    assert labels.tolist() == [3] and crowds.tolist() == [False]
+    np.testing.assert_allclose(done.boxes, [[10, 10, 70, 60]], atol=1e-3)
+    assert_boxes_are_around_their_colours(done, labels)
