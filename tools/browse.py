@@ -5,6 +5,7 @@
 All options of train.py hold: `--data.augmentation mosaic`, `--data configs/data/coco.yaml --data.root ...`.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -29,13 +30,18 @@ class Browser(TriptychCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         options = self.config[subcommand]
+        if options.count < 1:
+            raise UserError(f"--count is {options.count}; it must be at least 1")
         dataset = self.datamodule.dataset(options.split, augmented=options.split == "train")
         sheet = []
         for index in range(min(options.count, len(dataset))):
             sample = dataset[0, index]
             image = np.ascontiguousarray(sample["image"].numpy().transpose(1, 2, 0))
             sheet.append(draw_boxes(image, sample["boxes"].numpy(), sample["labels"], self.datamodule.class_names))
-        Image.fromarray(contact_sheet(sheet)).save(options.out)
+        try:
+            Image.fromarray(contact_sheet(sheet)).save(options.out)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--out {options.out}: cannot be written ({error}); name a .png or .jpg file") from error
         print(f"{len(sheet)} samples of {self.datamodule.name}, {options.split} split: {Path(options.out).resolve()}")
 
 
@@ -50,4 +56,6 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the accelerator does not matter here
     sys.exit(main())

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.helpers import D0, SMALL
@@ -14,6 +15,17 @@ def test_browse_draws_a_contact_sheet(trained, tmp_path, monkeypatch, capsys):
     assert str(out) in capsys.readouterr().out
 
 
-def test_browse_names_mistakes(tmp_path, capsys):
-    assert main(["--config", D0, *SMALL, "--data.augmentation", "strong"]) == 2
-    assert "choose one of none, flip" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (["--data.augmentation", "strong"], "choose one of none, flip"),
+        (["--split", "nope"], "has no nope split"),
+        (["--count", "0"], "--count is 0"),
+        (["--out", "sheet.txt"], "sheet.txt: cannot be written"),
+        (["--out", "missing/sheet.png"], "sheet.png: cannot be written"),
+    ],
+)
+def test_browse_names_mistakes(trained, monkeypatch, capsys, mistake, message):
+    monkeypatch.chdir(trained.parent)
+    assert main(["--config", D0, *SMALL, *mistake]) == 2
+    assert message in capsys.readouterr().err
