@@ -13,7 +13,7 @@ class DetectionAnnotations:
     """N images with M objects of K classes.
 
     Flat arrays, not a list of dictionaries: worker processes share them without copying (reading a Python object
-    changes its reference count, and so its memory page), and COCO's 860,001 boxes fit into some 70 MB.
+    changes its reference count, and so its memory page), and COCO's 860,001 boxes fit into some 110 MB.
 
     Attributes:
         image_files: (N,) numpy strings, absolute paths; the objects of image i are `offsets[i]:offsets[i + 1]`.
