@@ -72,7 +72,7 @@ class DetectionMetric(ExactMetric):
             box_format: `xyxy` or `xywh`.
 
         Raises:
-            UserError: a box or score is not finite.
+            UserError: a box or score is not finite, or a label is none of the K.
         """
         for i, one in zip(torch.as_tensor(index).tolist(), detections, strict=True):
             # float64 holds float32 numbers and labels exactly, and their differences far beyond float32.
@@ -84,6 +84,13 @@ class DetectionMetric(ExactMetric):
                 raise UserError(
                     f"the detections of image {self.ground_truth['image_ids'][i]!r} are not finite: the network has "
                     "diverged; lower the learning rate or clip the gradients"
+                )
+            # Images and labels are later combined to one number: a label beyond the last would be of the next image.
+            strange = rows[(rows[:, 5] < 0) | (rows[:, 5] >= self.num_classes), 5]
+            if len(strange):
+                raise UserError(
+                    f"a detection of image {self.ground_truth['image_ids'][i]!r} has label {strange[0]:g}, but the "
+                    f"dataset's labels are 0 to {self.num_classes - 1}: the network was built for another dataset"
                 )
             if box_format == "xyxy":
                 rows[:, 2:4] -= rows[:, :2]

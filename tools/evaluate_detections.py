@@ -79,7 +79,9 @@ def read_results(
             )
         box = entry["bbox"]
         if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)) or min(box[2:]) < 0:
-            raise UserError(f"{where} has bbox {box!r}; it must be four finite numbers [x, y, width, height]")
+            raise UserError(
+                f"{where} has bbox {box!r}; it must be four finite numbers [x, y, width, height], sizes not negative"
+            )
         if not _finite(entry["score"]):
             raise UserError(f"{where} has score {entry['score']!r}; it must be a finite number")
         rows[image].append([*box, entry["score"], label])
@@ -88,7 +90,8 @@ def read_results(
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite, which raises for integers beyond any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _listed(identities: Sequence[int | str]) -> str:

@@ -216,3 +216,11 @@ def test_detections_that_are_not_finite_are_refused():
     metric = DetectionMetric(ground_truth([], images=3))
     with pytest.raises(UserError, match="detections of image 3 are not finite: the network has diverged"):
         metric.update([2], [detections((0, float("nan"), [0, 0, 1, 1]))])
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_that_the_dataset_lacks_are_refused(label):
+    """Taken along, they would take the objects of the neighbouring image."""
+    metric = DetectionMetric(ground_truth([], images=3, classes=2))
+    with pytest.raises(UserError, match=f"image 2 has label {label}, but the dataset's labels are 0 to 1"):
+        metric.update([1], [detections((1, 0.9, [0, 0, 1, 1]), (label, 0.9, [0, 0, 1, 1]))])

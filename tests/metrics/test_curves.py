@@ -43,8 +43,9 @@ def test_literal_values():
         {"score_threshold": 0.9, "f1": 0.5, "precision": 1, "recall": 1 / 3}, abs=1e-6
     )
     overall = curves["f1"]["overall"]
-    assert overall[0] == overall[10] == overall[90 - 1] == 0.5 or overall[89] == 0.5
-    assert overall[100] == 0
+    # Of 5, 4, 3, 2, 1 and no detections; 2 and then 1 of them find one of the three objects.
+    steps = [0.5] * 21 + [2 / 7] * 10 + [2 / 6] * 30 + [2 / 5] * 20 + [2 / 4] * 9 + [0.0] * 11
+    assert overall == pytest.approx(steps)
 
 
 def test_a_detection_counts_if_its_score_is_not_below_the_threshold():

@@ -80,7 +80,9 @@ GOOD = {"image_id": None, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
          "its ids are 2, 9, 16, 23"),
         ([{k: v for k, v in GOOD.items() if k != "score"}], "detection number 1 has no 'score'"),
         ([GOOD | {"bbox": [1, 2, 3]}], "detection number 1 has bbox [1, 2, 3]; it must be four finite numbers"),
-        ([GOOD | {"bbox": [1, 2, -3, 4]}], "has bbox [1, 2, -3, 4]"),
+        ([GOOD | {"bbox": [1, 2, -3, 4]}], "has bbox [1, 2, -3, 4]; it must be four finite numbers [x, y, width, "
+         "height], sizes not negative"),
+        ([GOOD | {"score": 10**400}], "it must be a finite number"),
         ([GOOD | {"bbox": [1, 2, float("nan"), 4]}], "has bbox [1, 2, nan, 4]"),
         ([GOOD | {"score": float("nan")}], "has score nan; it must be a finite number"),
         ([GOOD | {"score": "high"}], "has score 'high'"),
