@@ -1,21 +1,20 @@
 """Loggers that survive resumption and never stop a training."""
 
 import csv
+import io
 import logging
-import math
-import netrc
 import os
-import socket
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 import numpy as np
 import wandb
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from callbacks.wandb_mode import decide_mode
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +22,9 @@ log = logging.getLogger(__name__)
 class AppendingCSVLogger(Logger):
     """`<save_dir>/metrics.csv`, one row per call; a resumed run continues the file.
 
-    Rows that the resumed run writes again (it goes back to its last checkpoint) replace the old ones; a metric that
-    appears late adds a column. (Lightning's CSVLogger deletes the file.)
+    A resumed run goes back to its last checkpoint: what it logs again replaces the old rows. A metric that appears late
+    adds a column. (Lightning's CSVLogger deletes the file.) A file that cannot be written is warned of once, and
+    completed as soon as it can.
 
     Args:
         save_dir: directory of the file; train.py fills in the run directory.
@@ -33,9 +33,12 @@ class AppendingCSVLogger(Logger):
     def __init__(self, save_dir: str | None = None) -> None:
         super().__init__()
         self._save_dir = save_dir
-        self._rows: list[dict[str, str]] | None = None
+        self._rows: list[dict[str, str]] | None = None  # None: the file was not read yet
+        self._old = 0  # how many of them are of an earlier process
         self._columns: list[str] = []
+        self._complete = False  # the file holds these rows and no others
         self._trained = False
+        self._warned = False
 
     @property
     def name(self) -> str:
@@ -44,7 +47,7 @@ class AppendingCSVLogger(Logger):
 
     @property
     def version(self) -> str:
-        """For Lightning."""
+        """For Lightning, whose progress bar would show it."""
         return ""
 
     @property
@@ -64,45 +67,72 @@ class AppendingCSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write a row."""
-        row = {"step": str(step)} | {name: repr(float(value)) for name, value in metrics.items()}
-        if self._rows is None:
-            self._read()
-        rewrite = False
-        if not self._trained and any(name.startswith("train/") for name in metrics):
-            self._trained = True
-            kept = [old for old in self._rows if not old["step"] or int(old["step"]) < step]
-            rewrite = len(kept) < len(self._rows)
-            self._rows = kept
-        self._rows.append(row)
-        new = [name for name in row if name not in self._columns]
-        self._columns += new
-        if new or rewrite:
-            with open(self.file, "w", newline="") as file:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows(self._rows)
-        else:
-            with open(self.file, "a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+        row = {"step": "" if step is None else str(step)} | {name: repr(float(v)) for name, v in metrics.items()}
+        try:
+            if self._rows is None:
+                self._read()
+            self._drop_repeated(row)
+            self._rows.append(row)
+            new = [name for name in row if name not in self._columns]
+            self._columns += new
+            self._write(row if self._complete and not new else None)
+        except (OSError, csv.Error) as error:
+            self._complete = False
+            if not self._warned:
+                log.warning("%s: cannot be written (%s); the training goes on", self.file, error)
+            self._warned = True
 
     def _read(self) -> None:
+        """Rows of an earlier process, without a last one that was cut off when it was killed."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._rows = []
-        if self.file.exists():
-            with open(self.file, newline="") as file:
-                reader = csv.DictReader(file)
-                self._rows = [{name: value for name, value in row.items() if value} for row in reader]
-                self._columns = list(reader.fieldnames or [])
-            for row in self._rows:
-                row.setdefault("step", "")
+        text = self.file.read_text(errors="replace") if self.file.exists() else ""
+        whole = text[: text.rfind("\n") + 1].replace("\0", "")
+        reader = csv.DictReader(io.StringIO(whole))
+        self._columns = [name for name in reader.fieldnames or [] if name]
+        self._rows = [{name: row[name] for name in self._columns if row[name]} for row in reader]
+        self._old = len(self._rows)
+        self._complete = bool(text) and whole == text
+
+    def _drop_repeated(self, row: dict[str, str]) -> None:
+        """Forget old rows of the same metrics at the same step, and all later ones once the training goes on."""
+        if self._trained or not row["step"]:
+            return
+        self._trained = any(name.startswith("train/") for name in row)
+        metrics = row.keys() - {"step", "epoch"}
+
+        def repeated(old: dict[str, str]) -> bool:
+            if not old.get("step", "").isdigit():
+                return False
+            ahead = int(old["step"]) - int(row["step"])
+            return (ahead >= 0 and self._trained) or (ahead == 0 and not metrics.isdisjoint(old))
+
+        kept = [old for old in self._rows[: self._old] if not repeated(old)]
+        if len(kept) < self._old:
+            self._rows[: self._old] = kept
+            self._old = len(kept)
+            self._complete = False
+
+    def _write(self, row: dict[str, str] | None) -> None:
+        """Append a row, or write all anew (aside and renamed, so that a kill leaves the old file)."""
+        if row is not None:
+            with open(self.file, "a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+            return
+        temporary = self.file.with_suffix(".unfinished")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(temporary, self.file)
+        self._complete = True
 
 
 class SafeWandbLogger(Logger):
-    """W&B that never asks, never blocks and never stops a training.
+    """W&B that never asks, never blocks for long and never stops a training.
 
-    Online if there is an API key and the server answers a connection within two seconds, offline otherwise (`wandb
-    sync` uploads later); decided before W&B starts. Any error of W&B is reported once and ends logging,
-    not the training. The id of the run is kept in `<save_dir>/wandb_run_id`: a resumed run continues the same W&B run.
+    Online if there is an API key and the server answers, offline otherwise (`wandb sync` uploads later); decided before
+    W&B starts. Any error of W&B is reported once and ends logging, not the training. The id of the run is kept in
+    `<save_dir>/wandb_run_id`: a resumed run continues the same W&B run.
 
     Args:
         project: of W&B.
@@ -111,6 +141,8 @@ class SafeWandbLogger(Logger):
         run_name: None is the name of the run directory.
         entity: user or team.
         tags: of the run.
+        finish_timeout: seconds that the end of a run waits for the upload; what is left can be uploaded by `wandb
+            sync`. Needs a W&B that knows this setting (0.28 does), an older one waits until all is uploaded.
     """
 
     def __init__(
@@ -121,6 +153,7 @@ class SafeWandbLogger(Logger):
         run_name: str | None = None,
         entity: str | None = None,
         tags: list[str] | None = None,
+        finish_timeout: float = 120.0,
     ) -> None:
         super().__init__()
         self.project = project
@@ -129,8 +162,10 @@ class SafeWandbLogger(Logger):
         self.run_name = run_name
         self.entity = entity
         self.tags = tags
+        self.finish_timeout = finish_timeout
         self._run: Any = None
         self._failed = False
+        self._row, self._step = -1, -1  # of the last row offline
 
     @property
     def name(self) -> str:
@@ -139,12 +174,8 @@ class SafeWandbLogger(Logger):
 
     @property
     def version(self) -> str:
-        """The id of the W&B run, kept from start to resumption."""
-        file = Path(self._save_dir or ".") / "wandb_run_id"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(uuid.uuid4().hex[:8])
-        return file.read_text().strip()
+        """For Lightning, whose progress bar would show it."""
+        return ""
 
     @property
     def save_dir(self) -> str | None:
@@ -159,7 +190,7 @@ class SafeWandbLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Numbers at a step."""
-        self._try(lambda run: run.log({**metrics, "trainer/global_step": step}))
+        self._try(lambda run: self._log(run, metrics, step))
 
     @rank_zero_only
     def log_pictures(self, key: str, pictures: list[dict[str, Any]], step: int) -> None:
@@ -179,7 +210,7 @@ class SafeWandbLogger(Logger):
                 canvas = np.zeros((height, width, 3), np.uint8)
                 canvas[: picture["image"].shape[0], : picture["image"].shape[1]] = picture["image"]
                 images.append(wandb.Image(canvas, boxes=picture.get("boxes")))
-            run.log({key: images, "trainer/global_step": step})
+            self._log(run, {key: images}, step)
 
         self._try(send)
 
@@ -199,60 +230,41 @@ class SafeWandbLogger(Logger):
             action(self._run)
         except Exception as error:  # whatever W&B does, the training goes on
             self._failed = True
-            log.warning("W&B stopped logging (%s: %s); the training goes on", type(error).__name__, error)
+            log.warning(
+                "W&B stopped logging, the training goes on (%s: %s)", type(error).__name__, " ".join(str(error).split())
+            )
+
+    def _log(self, run: Any, values: dict[str, Any], step: int | None) -> None:
+        row = None
+        if run.offline:
+            # Online, W&B goes on counting rows where an interrupted run was. Offline it counts each part from 0, and
+            # the rows of one part would meet those of the other when they are uploaded: number them by step.
+            if step != self._step:
+                self._row, self._step = max(step or 0, self._row + 1), step
+            row = self._row
+        run.log({**values, "trainer/global_step": step}, step=row)
 
     def _start(self) -> Any:
-        mode = os.environ.get("WANDB_MODE") or self.mode or decide_mode()
-        folder = Path(self._save_dir or ".")
+        mode = decide_mode(self.mode)
+        folder = Path(self._save_dir or ".").resolve()  # W&B's service may run in another directory
         folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "wandb_run_id"
+        identity = file.read_text().strip() if file.exists() else ""
+        if not identity:
+            identity = uuid.uuid4().hex[:8]
+            file.write_text(identity)
+        limits = {"finish_timeout": self.finish_timeout, "finish_timeout_raises": True}
+        known = {name: value for name, value in limits.items() if name in wandb.Settings.model_fields}
         run = wandb.init(
             project=self.project,
             entity=self.entity,
             tags=self.tags,
             name=self.run_name or folder.name,
             dir=str(folder),
-            id=self.version,
+            id=identity,
             resume="allow",
             mode=mode,
-            settings=wandb.Settings(init_timeout=30, quiet=mode == "offline"),
+            settings=wandb.Settings(init_timeout=30, silent=mode == "offline", **known),
         )
         run.define_metric("*", step_metric="trainer/global_step")
         return run
-
-
-def decide_mode() -> str:
-    """`online` with an API key and a server that answers, else `offline`."""
-    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    try:
-        known = netrc.netrc().authenticators(server.hostname) is not None  # where `wandb login` keeps the key
-    except (OSError, netrc.NetrcParseError):
-        known = False
-    if not known and not os.environ.get("WANDB_API_KEY"):
-        log.info("W&B: no API key (`wandb login` sets one), logging offline")
-        return "offline"
-    try:
-        socket.create_connection((server.hostname, server.port or 443), timeout=2).close()
-    except OSError as error:
-        log.info("W&B: %s does not answer (%s), logging offline", server.hostname, error)
-        return "offline"
-    return "online"
-
-
-def wandb_boxes(
-    boxes: np.ndarray, labels: np.ndarray, class_names: list[str], scores: np.ndarray | None = None
-) -> dict[str, Any]:
-    """Boxes (n, 4) XYXY in pixels as one entry of `wandb.Image(boxes=...)`."""
-    entries = []
-    for i, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
-        x1, y1, x2, y2 = box
-        entry = {
-            "position": {"minX": x1, "minY": y1, "maxX": x2, "maxY": y2},
-            "domain": "pixel",
-            "class_id": label,
-            "box_caption": class_names[label],
-        }
-        if scores is not None and math.isfinite(scores[i]):
-            entry["scores"] = {"score": float(scores[i])}
-            entry["box_caption"] += f" {scores[i]:.2f}"
-        entries.append(entry)
-    return {"box_data": entries, "class_labels": dict(enumerate(class_names))}

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 
+from datamodules.detection import DetectionDataModule
 from datamodules.images import read_image
+from errors import UserError
 from visualisation.boxes import draw_boxes
 
 
@@ -18,7 +21,8 @@ class PredictionWriter(BasePredictionWriter):
     """Writes `predictions/` in the run directory.
 
     `<name>.jpg` are the pictures with boxes of at least `score_threshold`, named as the originals below their common
-    folder; `results.json` holds all boxes in COCO's results format, `image_id` being that name.
+    folder; `results.json` holds all boxes in COCO's results format. A picture of the dataset has the id that it has in
+    the annotation file (so that `tools.evaluate_detections` takes the results), any other one its name.
 
     Args:
         score_threshold: least score of a box that is drawn.
@@ -27,7 +31,12 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, score_threshold: float = 0.3) -> None:
         super().__init__(write_interval="batch")
         self.score_threshold = score_threshold
-        self.results: dict[int, list[dict[str, Any]]] = {}
+        self.names: list[str] = []  # by index
+        self.results: dict[int, list[dict[str, Any]]] = {}  # by index
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the pictures."""
+        self.names = picture_names(trainer.datamodule.predict_files)
 
     def write_on_batch_end(
         self,
@@ -42,25 +51,22 @@ class PredictionWriter(BasePredictionWriter):
         """Draw the pictures of a batch."""
         data = trainer.datamodule
         folder = Path(trainer.default_root_dir) / "predictions"
-        files = data.predict_files
-        names = picture_names(files)
         for found in prediction:
             index = found["index"]
             confident = found["scores"] >= self.score_threshold
             drawn = draw_boxes(
-                read_image(files[index]),
+                read_image(data.predict_files[index]),
                 found["boxes"][confident],
                 found["labels"][confident],
                 data.class_names,
                 found["scores"][confident],
             )
-            target = folder / f"{names[index]}.jpg"
+            target = folder / f"{self.names[index]}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(drawn).save(target, quality=92)
             rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
             self.results[index] = [
                 {
-                    "image_id": names[index],
                     "category_id": data.category_ids[label],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "score": score,
@@ -76,7 +82,13 @@ class PredictionWriter(BasePredictionWriter):
             torch.distributed.all_gather_object(shards, self.results)
         if trainer.is_global_zero:
             merged = {index: rows for shard in shards for index, rows in shard.items()}
-            results = [row for _, rows in sorted(merged.items()) for row in rows]
+            known = image_ids(trainer.datamodule)
+            paths = [os.path.abspath(file) for file in trainer.datamodule.predict_files]
+            results = [
+                {"image_id": known.get(paths[index], self.names[index]), **row}
+                for index, rows in sorted(merged.items())
+                for row in rows
+            ]
             file = Path(trainer.default_root_dir) / "predictions" / "results.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(results) + "\n")
@@ -86,7 +98,21 @@ class PredictionWriter(BasePredictionWriter):
 
 def picture_names(files: list[str]) -> list[str]:
     """A name for each file: its path below the folder that all share, without ending unless that is needed."""
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    names = [os.path.relpath(os.path.abspath(file), root) for file in files]
+    paths = [os.path.abspath(file) for file in files]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names = [os.path.relpath(path, root) for path in paths]
     stems = [os.path.splitext(name)[0] for name in names]
-    return [name if stems.count(stem) > 1 else stem for name, stem in zip(names, stems, strict=True)]
+    uses = Counter([*stems, *names])  # a.png.jpg without its ending is the name of its neighbour a.png
+    return [name if uses[stem] > 1 else stem for name, stem in zip(names, stems, strict=True)]
+
+
+def image_ids(data: DetectionDataModule) -> dict[str, int | str]:
+    """The ids of the dataset's pictures by absolute path, of those splits that are at hand."""
+    known: dict[str, int | str] = {}
+    for split in data.splits:
+        try:
+            annotations = data.annotations(split)
+        except UserError:
+            continue
+        known.update(zip(map(os.path.abspath, annotations.image_files), annotations.image_ids, strict=True))
+    return known

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SHORTEST = 320  # smaller pictures are enlarged before drawing, so that labels can be read
+SHORTEST = 320  # pictures with a shorter side are enlarged before drawing, so that labels can be read,
+LONGEST = 4096  # unless the longer side would exceed this
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -25,7 +26,7 @@ def draw_boxes(
     """Draw boxes with their names.
 
     Args:
-        image: (H, W, 3) uint8 RGB; enlarged by a whole factor if its shorter side is below 320 pixels.
+        image: (H, W, 3) uint8 RGB; enlarged by a whole factor if its shorter side is below `SHORTEST` pixels.
         boxes: (n, 4) XYXY in its pixels; drawn from the last to the first, so that the best detection is on top.
         labels: (n,) positions in `class_names`.
         class_names: of all classes.
@@ -35,7 +36,7 @@ def draw_boxes(
         (H', W', 3) uint8 RGB.
     """
     height, width = image.shape[:2]
-    factor = max(-(-SHORTEST // min(height, width)), 1)
+    factor = max(min(-(-SHORTEST // min(height, width)), LONGEST // max(height, width)), 1)
     picture = Image.fromarray(image)
     if factor > 1:
         picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
@@ -43,10 +44,14 @@ def draw_boxes(
     line = max(round(min(picture.size) / 250), 2)
     font = ImageFont.load_default(size)
     draw = ImageDraw.Draw(picture)
-    for i in reversed(range(len(boxes))):
+    order = range(len(boxes) - 1, -1, -1)
+    for i in order:
         x1, y1, x2, y2 = (float(v) * factor for v in boxes[i])
+        box = (x1, y1, max(x2, x1), max(y2, y1))
+        draw.rectangle(box, outline=class_colour(int(labels[i])), width=line)
+    for i in order:  # after all boxes, whose lines would cross the words
+        x1, y1 = (float(v) * factor for v in boxes[i][:2])
         colour = class_colour(int(labels[i]))
-        draw.rectangle((x1, y1, max(x2, x1), max(y2, y1)), outline=colour, width=line)
         text = class_names[int(labels[i])] + (f" {scores[i]:.2f}" if scores is not None else "")
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         text_width, text_height = right - left + 4, bottom - top + 4
