@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import wandb
-from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from callbacks.wandb_mode import decide_mode
@@ -125,6 +125,17 @@ class AppendingCSVLogger(Logger):
             writer.writerows(self._rows)
         os.replace(temporary, self.file)
         self._complete = True
+
+
+class RunTensorBoardLogger(TensorBoardLogger):
+    """TensorBoard in `<save_dir>/tensorboard`; `tensorboard --logdir runs` shows all runs.
+
+    Args:
+        save_dir: train.py fills in the run directory (Lightning's own logger does not let it be left out).
+    """
+
+    def __init__(self, save_dir: str | None = None) -> None:
+        super().__init__(save_dir or ".", name="tensorboard", version="")
 
 
 class SafeWandbLogger(Logger):

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from inference.detection import DetectionPredictor
 
 PREDICTORS = {"detection": DetectionPredictor}  # by task
 
-# What a checkpoint may name. Anything else could run code by being imported or built.
-ALLOWED = ("models.", "timm.", "torch.nn.", "torchvision.ops.")
+# What a checkpoint may name: classes of this project's networks, and modules of PyTorch. Anything else could run code
+# by being imported or called.
+OURS = "models."
+MODULES = ("torch.nn.", "torchvision.ops.")
 
 
 def load(checkpoint: str | Path, device: str | torch.device | None = None, **options: Any) -> Any:
@@ -32,25 +35,34 @@ def load(checkpoint: str | Path, device: str | torch.device | None = None, **opt
         The predictor of the checkpoint's task: `DetectionPredictor`.
 
     Raises:
-        UserError: no such file, damaged, not written by train.py, or naming a class that is not the project's.
+        UserError: no such file, damaged, not written by train.py, naming a class that is not the project's, or of a
+            network that is another one by now.
     """
     path = Path(checkpoint)
     content = load_verified(path)
-    block = content.get("triptych")
-    if not isinstance(block, dict) or block.get("data", {}).get("task") not in PREDICTORS:
-        raise UserError(f"{path}: was not written by train.py of this project; train a model, or convert its weights")
-    data = block["data"]
-    network = block["config"]["model"]["init_args"]["network"]
-    arguments = {"num_classes": len(data["class_names"])} if "class_names" in data else {}
     try:
-        model = build(network, extra=arguments)
+        data = content["triptych"]["data"]
+        predictor = PREDICTORS[data["task"]]
+        network = content["triptych"]["config"]["model"]["init_args"]["network"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: was not written by train.py of this project; train a model, or convert its weights"
+        ) from error
+    prefix = "network."
+    try:
+        model = build(network, extra={"num_classes": len(data["class_names"])} if "class_names" in data else {})
+        weights = content["state_dict"].items()
+        model.load_state_dict({key.removeprefix(prefix): v for key, v in weights if key.startswith(prefix)})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    prefix = "network."
-    weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    model.load_state_dict(weights)
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: its network is another one in this version of the project ({reason}); use the version that "
+            "trained it"
+        ) from error
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return PREDICTORS[data["task"]](model.eval().to(device), data, **options)
+    return predictor(model.eval().to(device), data, **options)
 
 
 def build(spec: dict[str, Any], extra: dict[str, Any] | None = None) -> nn.Module:
@@ -71,11 +83,8 @@ def build(spec: dict[str, Any], extra: dict[str, Any] | None = None) -> nn.Modul
 
 def _check(value: Any) -> None:
     if isinstance(value, dict):
-        if "class_path" in value and not str(value["class_path"]).startswith(ALLOWED):
-            raise UserError(
-                f"the configuration inside names {value['class_path']!r}, which is no part of a model; "
-                "it was not loaded, do not trust the file"
-            )
+        if "class_path" in value and not str(value["class_path"]).startswith((OURS, *MODULES)):
+            raise _refusal(value["class_path"])
         for inner in value.values():
             _check(inner)
     elif isinstance(value, list):
@@ -83,34 +92,46 @@ def _check(value: Any) -> None:
             _check(inner)
 
 
-def _build(spec: dict[str, Any], extra: dict[str, Any]) -> Any:
-    module, _, name = spec["class_path"].rpartition(".")
+def _refusal(class_path: str) -> UserError:
+    return UserError(
+        f"the configuration inside names {class_path!r}, which is no part of a model; it was not loaded, do not trust "
+        "the file"
+    )
+
+
+def _import(class_path: str) -> type:
+    """The class of a checked path. No function, and nothing that a module of ours merely imported."""
+    module, _, name = class_path.rpartition(".")
     kind = getattr(importlib.import_module(module), name)
-    arguments = {}
+    ours = isinstance(kind, type) and kind.__module__.startswith(OURS)
+    if not ours and not (isinstance(kind, type) and issubclass(kind, nn.Module) and class_path.startswith(MODULES)):
+        raise _refusal(class_path)
+    return kind
+
+
+def _build(spec: dict[str, Any], extra: dict[str, Any]) -> Any:
+    kind = _import(spec["class_path"])
     hints = typing.get_type_hints(kind.__init__)
-    for key, value in (spec.get("init_args") or {}).items():
-        if key.startswith("pretrained") and isinstance(value, bool):
-            value = False
-        if isinstance(value, dict) and "class_path" in value:
-            # A part that the class completes itself (a neck, say, whose width follows from the backbone) is given as
-            # a function, as jsonargparse does for arguments of a Callable type.
-            value = _partial(value) if _is_callable(hints.get(key)) else _build(value, {})
-        arguments[key] = value
+    arguments = {key: _value(key, value, hints.get(key)) for key, value in (spec.get("init_args") or {}).items()}
     return kind(**arguments, **{key: value for key, value in extra.items() if key not in arguments})
 
 
-def _partial(spec: dict[str, Any]) -> Any:
-    def factory(*args: Any) -> Any:
-        module, _, name = spec["class_path"].rpartition(".")
-        kind = getattr(importlib.import_module(module), name)
-        names = [p for p in inspect.signature(kind).parameters if p not in (spec.get("init_args") or {})]
-        return _build(spec, dict(zip(names, args, strict=False)))
+def _value(key: str, value: Any, hint: Any) -> Any:
+    if isinstance(value, list):
+        return [_value(key, inner, None) for inner in value]
+    if isinstance(value, dict) and "class_path" in value:
+        # A part that the class completes itself (a neck, say, whose width follows from the backbone) is given as a
+        # function, as jsonargparse does for arguments of a Callable type.
+        return _factory(value) if _is_callable(hint) else _build(value, {})
+    return False if key.startswith("pretrained") and value is True else value
 
-    return factory
+
+def _factory(spec: dict[str, Any]) -> Callable[..., Any]:
+    given = spec.get("init_args") or {}
+    missing = [name for name in inspect.signature(_import(spec["class_path"])).parameters if name not in given]
+    return lambda *args: _build(spec, dict(zip(missing, args, strict=False)))
 
 
 def _is_callable(hint: Any) -> bool:
-    origins = [typing.get_origin(h) or h for h in (hint, *typing.get_args(hint))] if hint is not None else []
-    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
-        origins = origins[:1]
-    return any(origin is typing.get_origin(typing.Callable[..., Any]) for origin in origins)
+    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else [hint]
+    return any((typing.get_origin(choice) or choice) is Callable for choice in choices)

@@ -1,6 +1,11 @@
 import csv
 
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from callbacks.loggers import AppendingCSVLogger
+from tests.helpers import D0, ROOT, SMALL
+from train import main
 
 
 def table(folder):
@@ -81,3 +86,16 @@ def test_csv__a_file_of_rubbish_is_begun_anew(tmp_path):
     (tmp_path / "metrics.csv").write_bytes(b"\xff\x00\x01,,\n1,2,3,4,5\n\x00")
     AppendingCSVLogger(str(tmp_path)).log_metrics({"train/loss": 0.5}, 3)
     assert [row["train/loss"] for row in table(tmp_path) if row["step"] == "3"] == ["0.5"]
+
+
+@pytest.mark.parametrize("overlay", ["csv", "tensorboard"])
+def test_a_training_with_other_loggers(overlay, tmp_path):
+    run = tmp_path / "run"
+    logger = str(ROOT / "configs" / "logger" / f"{overlay}.yaml")
+    assert main(["--config", D0, "--config", logger, *SMALL, "--run_dir", str(run)]) == 0
+    assert any(row["val/mAP"] for row in table(run)) and not (run / "wandb").exists()
+    assert (run / "tensorboard").exists() == (overlay == "tensorboard")
+    if overlay == "tensorboard":
+        events = EventAccumulator(str(run / "tensorboard")).Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == [0, 1]
+        assert events.Images("val/pictures") and events.Images("test/precision_recall")

@@ -19,13 +19,13 @@ from tests.helpers import finish, start
 
 
 def records(folder):
-    """All records of the run whose files are in a folder, read back.
+    """All records of a run, or of its first part if it was gone on with, read back from its folder.
 
     The file is a LevelDB log after a header of seven bytes: blocks of 32 KiB, chunks in them with checksum (4 bytes),
     length (2) and type (1: whole, 2: first, 3: middle, 4: last).
     """
     wandb.teardown()  # W&B may still be writing when a run is finished
-    (file,) = folder.glob("wandb/*run-*/*.wandb")
+    file = min(folder.glob("wandb/*run-*/*.wandb"))
     data, position, parts, result = file.read_bytes(), 7, [], []
     assert data[:4] == b":W&B"
     while position + 7 <= len(data):
@@ -74,6 +74,24 @@ def test_wandb__offline_run_read_back(tmp_path):
     (box,) = json.loads(drawn.read_text())["box_data"]
     assert box["class_id"] == 1 and box["box_caption"] == "dog 0.75" and box["domain"] == "pixel"
     assert list(tmp_path.rglob("media/images/val/*.png"))
+
+
+def test_wandb__what_a_training_leaves(trained):
+    found = records(trained)
+    assert next(r.run.run_id for r in found if r.HasField("run")) == (trained / "wandb_run_id").read_text()
+    config = {item.key: json.loads(item.value_json) for r in found for item in r.config.update}
+    assert config["model"]["init_args"]["network"]["init_args"]["variant"] == "d0"
+    assert config["trainer"]["max_epochs"] == 1
+    rows = history(trained)
+    assert [row["trainer/global_step"] for row in rows if "train/loss" in row] == [0, 1]
+    results = json.loads((trained / "results.json").read_text())
+    for split in ("val", "test"):
+        last = [row[f"{split}/mAP_50"] for row in rows if f"{split}/mAP_50" in row][-1]
+        assert last == pytest.approx(results[split]["mAP_50"], rel=1e-6)
+    panels = {name.rsplit("/", 1)[0] for row in rows for name in row if name.endswith("/_type")}
+    assert panels == {"val/pictures", "test/confusion_matrix", "test/precision_recall", "test/f1"}
+    boxes = [json.loads(file.read_text()) for file in trained.rglob("*.boxes2D.json")]
+    assert any(entry["box_data"] for entry in boxes)
 
 
 def test_wandb__rows_of_an_offline_run_are_numbered_by_step(tmp_path):

@@ -1,4 +1,5 @@
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 from errors import UserError
 from inference import load
 from models.detection import EfficientDet
+from tests.helpers import D0, SMALL
+from train import main
 
 DATA = {
     "task": "detection", "name": "x", "fingerprint": "f", "image_size": 128,
@@ -61,6 +64,28 @@ def test_every_kind_of_picture_gives_the_same(detector, tmp_path):
     np.testing.assert_allclose(together[2].scores, results[0].scores, rtol=1e-5)
 
 
+def test_pictures_of_other_modes_are_as_their_files(detector, tmp_path):
+    rgba = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8), "RGBA")
+    turned = Image.fromarray(noise(40, 60))
+    turned.getexif()[0x0112] = 6
+    for name, picture in (
+        ("rgba", rgba),
+        ("palette", Image.fromarray(noise(40, 60)).quantize(16)),
+        ("gray", Image.fromarray(noise(40, 60)).convert("L")),
+        ("turned", turned),
+    ):
+        path = tmp_path / f"{name}.png"
+        picture.save(path, exif=picture.getexif())
+        result = detector(path)
+        np.testing.assert_array_equal(result.image, detector(picture).image, err_msg=name)
+        assert result.image.shape == ((60, 40, 3) if name == "turned" else (40, 60, 3))
+
+
+def test_views_of_arrays(detector):
+    bgr = noise(60, 90)[::2, :, ::-1]  # as OpenCV's pictures are turned to RGB
+    np.testing.assert_array_equal(detector(bgr).boxes, detector(bgr.copy()).boxes)
+
+
 def test_boxes_are_in_pixels_of_the_picture(detector):
     small, large = detector(noise(64, 128)), detector(np.kron(noise(64, 128), np.ones((4, 4, 1), np.uint8)))
     for result, (height, width) in ((small, (64, 128)), (large, (256, 512))):
@@ -92,6 +117,8 @@ def test_threshold(checkpoint):
     [
         (np.zeros((3, 10, 10), np.uint8), r"must be \(H, W, 3\) uint8 RGB, not \(3, 10, 10\)"),
         (np.zeros((10, 10, 3), np.float32), r"float32"),
+        (np.zeros((0, 10, 3), np.uint8), r"\(0, 10, 3\)"),
+        (Image.new("I;16", (10, 10)), r"mode I;16 has more than 8 bits"),
         (torch.zeros(10, 10, 3, dtype=torch.uint8), r"must be \(3, H, W\)"),
         (5, r"not a int"),
         ("nowhere.jpg", r"nowhere\.jpg: cannot be read"),
@@ -134,9 +161,13 @@ def test_malicious_files_do_nothing(tmp_path):
         load(tmp_path / "pickle.ckpt")
     (tmp_path / "payload.py").write_text("open('stolen.txt', 'w')")
     nested = {"class_path": "models.detection.EfficientDet", "init_args": {"box_loss": {"class_path": "payload.X"}}}
+    url = (tmp_path / "pickle.ckpt").as_uri()
     for network in (
         {"class_path": "payload.Network"},
         {"class_path": "os.system", "init_args": {"command": "touch stolen.txt"}},
+        {"class_path": "models.detection.weights.load_weights", "init_args": {"source": url}},  # ours, but no class
+        {"class_path": "models.detection.weights.Path", "init_args": {}},  # merely imported there
+        {"class_path": "torch.nn.Parameter", "init_args": {}},  # no module
         nested,
     ):
         model = {"class_path": "lightning_modules.DetectionModule", "init_args": {"network": network}}
@@ -146,17 +177,63 @@ def test_malicious_files_do_nothing(tmp_path):
     assert not list(tmp_path.glob("stolen*"))
 
 
-def test_parts_are_built_from_the_configuration(tmp_path):
-    network = {
-        "class_path": "models.detection.EfficientDet",
-        "init_args": {
-            "postprocessor": {
-                "class_path": "models.detection.postprocess.Postprocessor",
-                "init_args": {"nms": {"class_path": "models.detection.nms.SoftNMS", "init_args": {}}},
-            }
-        },
-    }
+def write(path, network, weights):
     model = {"class_path": "lightning_modules.DetectionModule", "init_args": {"network": network}}
-    weights = {f"network.{key}": value for key, value in EfficientDet(num_classes=2).state_dict().items()}
-    torch.save({"state_dict": weights, "triptych": {"config": {"model": model}, "data": DATA}}, tmp_path / "a.ckpt")
-    assert type(load(tmp_path / "a.ckpt").network.postprocessor.nms).__name__ == "SoftNMS"
+    state = {f"network.{key}": value for key, value in weights.items()}
+    torch.save({"state_dict": state, "triptych": {"config": {"model": model}, "data": DATA}}, path)
+    return path
+
+
+def test_parts_are_built_from_the_configuration(tmp_path):
+    nms = {"class_path": "models.detection.nms.SoftNMS", "init_args": {}}
+    postprocessor = {"class_path": "models.detection.postprocess.Postprocessor", "init_args": {"nms": nms}}
+    network = {"class_path": "models.detection.EfficientDet", "init_args": {"postprocessor": postprocessor}}
+    path = write(tmp_path / "a.ckpt", network, EfficientDet(num_classes=2).state_dict())
+    assert type(load(path).network.postprocessor.nms).__name__ == "SoftNMS"
+
+
+def test_parts_that_the_network_completes(tmp_path, detector):
+    """EfficientDet-D0 written out: neck and head get their first arguments from the network."""
+
+    def part(name, /, **arguments):
+        return {"class_path": f"models.{name}", "init_args": arguments}
+
+    network = part(
+        "detection.one_stage.OneStageDetector",
+        image_size=512,
+        backbone=part("backbones.timm_backbone.TimmBackbone", name="tf_efficientnet_b0", pretrained=True),
+        neck=part("necks.bifpn.BiFPN", channels=64, num_levels=5, repeats=3),
+        head=part("detection.efficientdet_head.EfficientDetHead", repeats=3),
+        anchors=part("detection.anchors.AnchorGenerator", strides=[8, 16, 32, 64, 128], scale=4),
+        matcher=part("detection.matcher.Matcher"),
+        box_coder=part("detection.box_coder.BoxCoder"),
+        class_loss=part("detection.focal_loss.FocalLoss"),
+        box_loss=part("detection.huber_loss.HuberLoss"),
+        postprocessor=part("detection.postprocess.Postprocessor"),
+    )
+    path = write(tmp_path / "a.ckpt", network, detector.network.state_dict())
+    np.testing.assert_array_equal(load(path, score_threshold=0.0)(noise(60, 90)).boxes, detector(noise(60, 90)).boxes)
+
+
+def test_a_network_of_another_version(tmp_path, detector):
+    weights = detector.network.state_dict()
+    for name, arguments in (("EfficientDet", {"variant": "d1"}), ("EfficientDet", {"depth": 3}), ("Unknown", {})):
+        network = {"class_path": f"models.detection.{name}", "init_args": arguments}
+        with pytest.raises(UserError, match=r"a\.ckpt: its network is another one in this version"):
+            load(write(tmp_path / "a.ckpt", network, weights))
+
+
+def test_checkpoint_of_a_training_predicts_as_the_command_line(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    best = trained / "checkpoints" / "best.ckpt"
+    (folder,) = (trained.parent / "data").rglob("images/val")
+    command = ["predict", "--config", D0, *SMALL, "--ckpt_path", str(best), "--data.images", str(folder)]
+    assert main([*command, "--run_dir", str(tmp_path / "out")]) == 0
+    written = json.loads((tmp_path / "out" / "predictions" / "results.json").read_text())
+    pictures = sorted(folder.iterdir())
+    results = load(best, device="cpu", score_threshold=0.0)(pictures)
+    ours = [row for i, result in enumerate(results, 1) for row in result.to_coco(i)]
+    assert len(ours) == len(written) > 0
+    for a, b in zip(ours, written, strict=True):
+        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+        np.testing.assert_allclose([*a["bbox"], a["score"]], [*b["bbox"], b["score"]], rtol=1e-4, atol=1e-3)
