@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name == "CreateRunFiles":
             files = [{"name": file, "uploadUrl": f"{self.server.url}/{file}"} for file in variables["files"]]
             return {"createRunFiles": {"runID": "4", "uploadHeaders": [], "files": files}}
-        return {"viewer": ME}
+        return {"viewer": ME, "serverInfo": {"features": []}}
 
     def _bucket(self, identity: str, run: SimpleNamespace) -> dict:
         return {

@@ -225,15 +225,32 @@ def test_a_network_of_another_version(tmp_path, detector):
 
 def test_checkpoint_of_a_training_predicts_as_the_command_line(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(trained.parent)
-    best = trained / "checkpoints" / "best.ckpt"
-    (folder,) = (trained.parent / "data").rglob("images/val")
+    torch.manual_seed(0)
+    content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    # After two steps all scores are all but equal, and which box comes first a matter of rounding: take a network that
+    # makes differences.
+    network = EfficientDet(num_classes=5)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    network(torch.randn(2, 3, 128, 128))
+    network.head.class_net.predict.pointwise.weight.data /= 10
+    content["state_dict"] = {f"network.{key}": value for key, value in network.state_dict().items()}
+    best = tmp_path / "decided.ckpt"
+    torch.save(content, best)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(noise(60 + 10 * i, 90, i)).save(folder / f"{i}.png")
     command = ["predict", "--config", D0, *SMALL, "--ckpt_path", str(best), "--data.images", str(folder)]
     assert main([*command, "--run_dir", str(tmp_path / "out")]) == 0
     written = json.loads((tmp_path / "out" / "predictions" / "results.json").read_text())
     pictures = sorted(folder.iterdir())
     results = load(best, device="cpu", score_threshold=0.0)(pictures)
-    ours = [row for i, result in enumerate(results, 1) for row in result.to_coco(i)]
-    assert len(ours) == len(written) > 0
-    for a, b in zip(ours, written, strict=True):
-        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
-        np.testing.assert_allclose([*a["bbox"], a["score"]], [*b["bbox"], b["score"]], rtol=1e-4, atol=1e-3)
+    for image_id, result in zip("012", results, strict=True):
+        theirs = [row for row in written if row["image_id"] == image_id][:20]
+        ours = result.to_coco(image_id)[:20]
+        assert ours[0]["score"] > 1.2 * ours[-1]["score"]
+        for a, b in zip(ours, theirs, strict=True):
+            assert a["category_id"] == b["category_id"]
+            np.testing.assert_allclose([*a["bbox"], a["score"]], [*b["bbox"], b["score"]], rtol=1e-3, atol=1e-2)
