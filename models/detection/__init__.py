@@ -1,7 +1,7 @@
 """Object detectors and the parts that they are composed of."""
 
-from models.detection.detector import Detections, Detector, LossTerm, Targets
+from models.detection.detector import Detections, Detector, Targets
 from models.detection.efficientdet import EfficientDet
 from models.detection.one_stage import OneStageDetector
 
-__all__ = ["Detections", "Detector", "EfficientDet", "LossTerm", "OneStageDetector", "Targets"]
+__all__ = ["Detections", "Detector", "EfficientDet", "OneStageDetector", "Targets"]

@@ -2,32 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-
-class LossTerm(NamedTuple):
-    """A loss as a ratio of sums over images, so that its value over a dataset does not depend on how it was batched.
-
-    Over any set of images the value is `weight * sum(numerator) / (sum(denominator) + offset)`.
-
-    Attributes:
-        numerator: (B,) float32, one number per image; carries the gradient.
-        denominator: (B,) float32, one number per image.
-        weight: factor of the term in the total loss.
-        offset: added once to the sum of the denominators.
-    """
-
-    numerator: Tensor
-    denominator: Tensor
-    weight: float
-    offset: float
-
-    def value(self) -> Tensor:
-        """The term over the images at hand, a scalar."""
-        return self.weight * self.numerator.sum() / (self.denominator.sum() + self.offset)
+from models.loss_term import LossTerm
 
 
 class Targets(TypedDict):

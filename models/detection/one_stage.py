@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from errors import UserError
 from models.detection.anchors import AnchorGenerator
 from models.detection.box_coder import BoxCoder
-from models.detection.detector import Detections, Detector, LossTerm, Targets
+from models.detection.detector import Detections, Detector, Targets
 from models.detection.focal_loss import FocalLoss
 from models.detection.huber_loss import HuberLoss
 from models.detection.matcher import Matcher
 from models.detection.postprocess import Postprocessor
+from models.loss_term import LossTerm
 
 
 class OneStageDetector(Detector):

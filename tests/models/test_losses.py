@@ -5,10 +5,10 @@ import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from models.detection import focal_loss as focal_module
-from models.detection.detector import LossTerm
 from models.detection.focal_loss import FocalLoss
 from models.detection.huber_loss import HuberLoss
 from models.detection.matcher import IGNORED, NEGATIVE
+from models.loss_term import LossTerm
 
 
 def reference(logits, labels, alpha, gamma):

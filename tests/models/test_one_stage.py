@@ -5,7 +5,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from models.detection import Detector
-from models.detection.detector import LossTerm
+from models.loss_term import LossTerm
 
 YAML = """
 class_path: models.detection.OneStageDetector
