@@ -39,6 +39,8 @@ class TimmBackbone(nn.Module):
         pretrained: load timm's ImageNet weights (downloaded once).
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         bn_momentum: weight of a batch in the running statistics; None leaves timm's choice.
+        output_stride: stride beyond which kernels dilate in place of striding, where timm's model can (8 or 16, for
+            segmentation); None leaves the model as it is.
 
     Attributes:
         channels: of each returned stage.
@@ -53,6 +55,7 @@ class TimmBackbone(nn.Module):
         pretrained: bool = False,
         drop_path_rate: float = 0.0,
         bn_momentum: float | None = None,
+        output_stride: int | None = None,
     ) -> None:
         super().__init__()
         self.body = timm.create_model(
@@ -61,6 +64,7 @@ class TimmBackbone(nn.Module):
             out_indices=tuple(out_indices),
             pretrained=pretrained,
             drop_path_rate=drop_path_rate,
+            **({} if output_stride is None else {"output_stride": output_stride}),
         )
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()

@@ -2,17 +2,13 @@
 
 import logging
 import os
-import pickle
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from urllib.error import URLError
-from urllib.parse import urlparse
 
-import torch
 from torch import Tensor
 
 from errors import UserError
+from models.checkpoint_file import read_checkpoint
 from models.detection.coco_classes import COCO_CLASSES
 from models.detection.detector import Detector
 
@@ -95,43 +91,10 @@ def load_weights(
 
 def _read(source: str, sha256: str | None) -> tuple[dict[str, Tensor], list[str]]:
     """State dict in our names, and the names of its classes ("" where unknown)."""
-    path = _download(source, sha256) if urlparse(source).scheme in ("http", "https") else Path(source)
-    if not path.is_file():
-        raise UserError(f"there is no file of weights at {source}: correct the path")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{source} is no readable file of weights ({reason}): give a torch file that holds tensors and plain "
-            f"values only, undamaged"
-        ) from error
-    names = []
-    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("triptych"), dict):
-        names = checkpoint["triptych"]["data"]["class_names"]
-    for key in ("state_dict_ema", "state_dict", "model"):  # timm's averaged weights come before the raw ones
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    if not isinstance(checkpoint, dict) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
-        raise UserError(f"{source} holds no state dict: give a checkpoint of effdet or of Triptych")
-    state = {re.sub(r"^(module\.|model\.)+", "", key): value for key, value in checkpoint.items()}
+    state, names = read_checkpoint(source, sha256)
     if "class_net.predict.conv_pw.weight" in state:
         return _from_effdet(state, source)
-    own = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
-    return own or state, list(names)
-
-
-def _download(url: str, sha256: str | None) -> Path:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(url).path).name
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-        except (URLError, OSError, RuntimeError) as error:  # the last one: a wrong hash
-            raise UserError(f"the weights at {url} could not be downloaded: {error}") from error
-    return path
+    return state, names
 
 
 def _from_effdet(state: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], list[str]]:
