@@ -61,7 +61,7 @@ class FCN(Segmenter):
         losses: see `Segmenter`, like `mean`, `std` and `bgr`.
 
     Raises:
-        UserError: another stride.
+        UserError: another stride, or a backbone with too little padding.
     """
 
     def __init__(
@@ -99,6 +99,11 @@ class FCN(Segmenter):
             self.crops.append((crop_offset(grid, inner), crop_offset(skip, inner)))
             grid = inner
         kernel, grid = _upsampled(grid, stride, Grid())
+        if grid.start > 0:
+            raise UserError(
+                f"the scores of this FCN would begin {grid.start:g} pixels within the picture: enlarge its backbone's "
+                f"padding by {grid.start:g} at least (the release has 100)"
+            )
         self.upsampling["to1"] = BilinearUpsampling(num_classes, kernel, stride, learn=learn_upsampling)
         self.crops.append((crop_offset(grid, Grid()), 0))
 
@@ -109,7 +114,12 @@ class FCN(Segmenter):
             UserError: the input is too small for the backbone's padding.
         """
         height, width = images.shape[-2:]
-        features = self.backbone(images)
+        try:
+            features = self.backbone(images)
+        except RuntimeError as error:
+            if "too small" not in str(error) and "Kernel size" not in str(error):
+                raise
+            raise _too_small(height, width) from error
         scores: Tensor | None = None
         for i, (name, score) in enumerate(self.scores.items()):
             feature = features[-1 - i]
@@ -126,10 +136,7 @@ class FCN(Segmenter):
         offset = self.crops[-1][0]
         out = full[:, :, offset : offset + height, offset : offset + width]
         if out.shape[-2:] != images.shape[-2:]:
-            raise UserError(
-                f"an input of {height} x {width} pixels is too small for this FCN: give its backbone a larger padding "
-                "(100 suits every size)"
-            )
+            raise _too_small(height, width)
         return {"out": out.contiguous()}
 
     @property
@@ -140,6 +147,13 @@ class FCN(Segmenter):
     def class_parameters(self) -> list[str]:
         """Names of the parameters with a row per class."""
         return [name for name, _ in self.named_parameters() if name.startswith("scores.")]
+
+
+def _too_small(height: int, width: int) -> UserError:
+    return UserError(
+        f"an input of {height} x {width} pixels is too small for this FCN: enlarge its backbone's padding; 100 suits every "
+        "size"
+    )
 
 
 def _upsampled(grid: Grid, factor: int, target: Grid) -> tuple[int, Grid]:
