@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
 # Detectron's limit on how much larger than its anchor a box may be: 1000 pixels from 16.
 MAX_LOG_RATIO = math.log(1000 / 16)
 

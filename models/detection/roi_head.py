@@ -1,0 +1,163 @@
+"""The second stage of a two-stage detector: classify proposals and correct their boxes."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
+from models.detection.box_heads import TwoFCHead
+from models.detection.boxes import clip_boxes
+from models.detection.detector import Detections, Targets
+from models.detection.roi_extractor import RoIExtractor
+from models.detection.roi_postprocess import RoIPostprocessor
+from models.detection.roi_training import RoISamples, box_losses, class_losses, own_codes, sample_rois
+from models.detection.sampler import RandomSampler
+from models.loss_term import LossTerm
+
+BoxHead = Callable[[int, int], nn.Module]
+
+
+class BoxPredictor(nn.Module):
+    """A class and the codes of a box from a vector.
+
+    The background has a layer of its own and codes are ordered (x, y, w, h) by class, so that the rows of a class are
+    found as in any other predictor when the number of classes changes.
+
+    Args:
+        channels: D of the vector.
+        num_classes: K.
+        class_agnostic: one code for all classes.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, class_agnostic: bool = False) -> None:
+        super().__init__()
+        self.classes = nn.Linear(channels, num_classes)
+        self.background = nn.Linear(channels, 1)
+        self.box_codes = nn.Linear(channels, 4 if class_agnostic else 4 * num_classes)
+        for layer, std in ((self.classes, 0.01), (self.background, 0.01), (self.box_codes, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        self.class_parameters = ["classes.weight", "classes.bias"]
+        if not class_agnostic:
+            self.class_parameters += ["box_codes.weight", "box_codes.bias"]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> logits (N, K + 1), the background last, and codes (N, 4, R), R = K or 1."""
+        logits = torch.cat([self.classes(x), self.background(x)], 1)
+        return logits, self.box_codes(x).unflatten(1, (4, -1))
+
+
+class RoIHead(nn.Module):
+    """Faster R-CNN's second stage: pool, box head, softmax over the classes and the background, codes per class.
+
+    Args:
+        channels: of the features.
+        num_classes: K.
+        extractor: None is RoIAlign on the levels of an FPN.
+        box_head: called with (channels, the extractor's output size); None is `TwoFCHead`.
+        sampler: None is 512 proposals per image, a quarter of them positive.
+        box_coder: None has the weights (10, 10, 5, 5).
+        postprocessor: None is Detectron's.
+        positive_iou: a proposal that overlaps an object as much is positive.
+        min_negative_iou: a proposal that overlaps all objects less takes no part (Fast R-CNN 0.1).
+        class_agnostic: one code for all classes.
+        smooth_l1_beta: see `RPN`.
+        iterations: at test time the boxes go through the same head so often ("iterative box regression", Cascade
+            R-CNN, section 3.2).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        extractor: RoIExtractor | None = None,
+        box_head: BoxHead | None = None,
+        sampler: RandomSampler | None = None,
+        box_coder: BoxCoder | None = None,
+        postprocessor: RoIPostprocessor | None = None,
+        positive_iou: float = 0.5,
+        min_negative_iou: float = 0.0,
+        class_agnostic: bool = False,
+        smooth_l1_beta: float = 0.0,
+        iterations: int = 1,
+    ) -> None:
+        super().__init__()
+        self.extractor = extractor or RoIExtractor()
+        self.box_head = (box_head or TwoFCHead)(channels, self.extractor.output_size)
+        self.predictor = BoxPredictor(self.box_head.channels, num_classes, class_agnostic=class_agnostic)
+        self.sampler = sampler or RandomSampler(size=512, positive_fraction=0.25)
+        self.box_coder = box_coder or BoxCoder(
+            weights=(10.0, 10.0, 5.0, 5.0), y_first=False, max_log_ratio=MAX_LOG_RATIO
+        )
+        self.postprocessor = postprocessor or RoIPostprocessor()
+        self.positive_iou = positive_iou
+        self.min_negative_iou = min_negative_iou
+        self.smooth_l1_beta = smooth_l1_beta
+        self.iterations = iterations
+
+    def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict for boxes (B, P, 4): logits (B, P, K + 1), the background last, and codes (B, P, 4, R)."""
+        logits, codes = self.predictor(self.box_head(self.extractor(features, boxes)))
+        return logits.unflatten(0, boxes.shape[:2]), codes.unflatten(0, boxes.shape[:2])
+
+    def sample(self, boxes: Tensor, valid: Tensor, targets: Targets) -> RoISamples:
+        """The proposals (B, P, 4) to train with; at random in training, else in a fixed order."""
+        return sample_rois(
+            boxes,
+            valid,
+            targets,
+            self.sampler,
+            positive_iou=self.positive_iou,
+            min_negative_iou=self.min_negative_iou,
+            deterministic=not self.training,
+        )
+
+    def loss_terms(
+        self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, targets: Targets, image_size: Tensor
+    ) -> dict[str, LossTerm]:
+        """Terms `class_loss` and `box_loss`, both divided by the number of sampled proposals.
+
+        Args:
+            features: per level (B, C, H_l, W_l).
+            boxes: (B, P, 4) XYXY proposals.
+            valid: (B, P) bool, False where padded.
+            targets: with at least one place per image.
+            image_size: (B, 2).
+        """
+        samples = self.sample(boxes, valid, targets)
+        logits, codes = self(features, samples.boxes)
+        count = samples.taken.sum(1).clamp(min=1).float()
+        class_loss = class_losses(logits, samples.labels, samples.taken)
+        box_loss = box_losses(
+            codes, samples, self.box_coder, max_positives=self.sampler.max_positives, beta=self.smooth_l1_beta
+        )
+        return {
+            "class_loss": LossTerm(class_loss, count, 1.0, 0.0),
+            "box_loss": LossTerm(box_loss, count, 1.0, 0.0),
+        }
+
+    def detect(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, image_size: Tensor) -> Detections:
+        """Detections from proposals (B, P, 4), `valid` (B, P) False where padded."""
+        logits, codes = self(features, boxes)
+        for _ in range(self.iterations - 1):
+            boxes = refine(boxes, logits, codes, self.box_coder, image_size)
+            logits, codes = self(features, boxes)
+        return self.postprocessor(class_scores(logits, valid), codes, boxes, self.box_coder, image_size)
+
+    def class_parameters(self) -> list[str]:
+        """Names of the parameters that a change of classes replaces."""
+        return [f"predictor.{name}" for name in self.predictor.class_parameters]
+
+
+def class_scores(logits: Tensor, valid: Tensor) -> Tensor:
+    """Logits (B, P, K + 1) -> probabilities of the classes (B, P, K) float32, 0 where not `valid` (B, P)."""
+    return logits.float().softmax(-1)[..., :-1].where(valid[..., None], 0)
+
+
+@torch.no_grad()
+def refine(boxes: Tensor, logits: Tensor, codes: Tensor, box_coder: BoxCoder, image_size: Tensor) -> Tensor:
+    """Boxes (B, P, 4) moved by the codes (B, P, 4, R) of their likeliest class, clipped to the image."""
+    labels = logits[..., :-1].argmax(-1)
+    return clip_boxes(box_coder.decode(own_codes(codes, labels).float(), boxes), image_size)
