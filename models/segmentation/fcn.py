@@ -151,8 +151,8 @@ class FCN(Segmenter):
 
 def _too_small(height: int, width: int) -> UserError:
     return UserError(
-        f"an input of {height} x {width} pixels is too small for this FCN: enlarge its backbone's padding; 100 suits every "
-        "size"
+        f"an input of {height} x {width} pixels is too small for this FCN: enlarge its backbone's padding (100 suits "
+        "every size)"
     )
 
 
