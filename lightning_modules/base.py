@@ -2,6 +2,8 @@
 
 import logging
 import math
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -10,12 +12,16 @@ from torch import nn
 
 from errors import UserError
 from lightning_modules.schedules import Constant, Schedule
+from metrics.exact import ExactMetric
 
 log = logging.getLogger(__name__)
 
 
 class TaskModule(LightningModule):
-    """A network with its optimiser and learning-rate schedule.
+    """A network with its optimiser, its learning-rate schedule, and exact metrics.
+
+    A task defines `training_step`, `new_metrics` and `evaluate`. Reported metrics are numbers of the whole split, the
+    same whatever the batch size and the number of processes.
 
     Args:
         network: any network of the task.
@@ -28,6 +34,8 @@ class TaskModule(LightningModule):
             `gradient_clip_val` clips the global norm (the EfficientDet authors do both, at 10).
         channels_last: lay images and convolutions out as NHWC, the faster layout on GPUs and CPUs.
         compile: run the network through `torch.compile`.
+        lr_factors: factors on the learning rate of the parameters whose names match a pattern, such as
+            `{"*.bias": 2}` (Caffe's recipes) or `{"network.auxiliary.*": 10}`; all factors that match are multiplied.
     """
 
     def __init__(
@@ -39,6 +47,7 @@ class TaskModule(LightningModule):
         clip_each_tensor: float | None,
         channels_last: bool,
         compile: bool,
+        lr_factors: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
@@ -47,22 +56,23 @@ class TaskModule(LightningModule):
         self.reference_batch_size = reference_batch_size
         self.clip_each_tensor = clip_each_tensor
         self.channels_last = channels_last
+        self.lr_factors = lr_factors or {}
         self.results: dict[str, dict[str, float]] = {}  # the metrics of the last validation and test, by split
+        # By split and name. Plain dictionaries, so that metrics are no submodules: they hold no parameters and stay
+        # on the CPU.
+        self.metrics: dict[str, dict[str, ExactMetric]] = {}
         if compile:
             self.network.compile()
 
     def configure_optimizers(self) -> dict:
-        """The optimiser over two parameter groups, stepped by the closed-form schedule.
+        """The optimiser over parameter groups, stepped by the closed-form schedule.
 
         Weight decay applies to parameters with more than one dimension (the kernels), not to biases or to the scale
         and shift of a normalisation.
         """
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = self.optimizer([group for group in groups if group["params"]])
+        optimizer = self.optimizer(self._parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_factor", 1.0)
         if self.reference_batch_size is not None:
             batch = global_batch_size(self.trainer)
             for group in optimizer.param_groups:
@@ -81,6 +91,80 @@ class TaskModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
         }
+
+    def new_metrics(self, split: str) -> dict[str, ExactMetric]:
+        """The metrics of a split; what they compute is reported together."""
+        raise NotImplementedError(f"{type(self).__name__} must define new_metrics()")
+
+    def evaluate(self, batch: dict[str, Any], split: str) -> None:
+        """Update `self.metrics[split]` with a batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define evaluate()")
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._start("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last test."""
+        self._start("test")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collect what the metrics need of a batch, keyed by the samples' indices."""
+        self.evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collect what the metrics need of a batch, keyed by the samples' indices."""
+        self.evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the metrics of the validation split."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the metrics of the test split."""
+        self._finish("test")
+
+    def report(self, values: dict[str, float], split: str) -> dict[str, float]:
+        """What is logged of the metrics' values: all of them, unless a task adds what follows from them."""
+        return values
+
+    def _start(self, split: str) -> None:
+        if split not in self.metrics:
+            self.metrics[split] = self.new_metrics(split)
+        for metric in self.metrics[split].values():
+            metric.reset()
+
+    def _finish(self, split: str) -> None:
+        # A sanity check and `limit_val_batches` see a part of the split on purpose; otherwise a part is an error.
+        limit = self.trainer.limit_val_batches if split == "val" else self.trainer.limit_test_batches
+        complete = not self.trainer.sanity_checking and isinstance(limit, float) and limit == 1.0  # 1 is one batch
+        values: dict[str, float] = {}
+        for metric in self.metrics[split].values():
+            metric.complete = complete
+            values.update(metric.compute())
+        self.results[split] = self.report(values, split)
+        self.log_dict({f"{split}/{name}": value for name, value in self.results[split].items()})
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters to learn, by whether they decay and by their factor on the learning rate."""
+        unused = set(self.lr_factors)
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            matching = [pattern for pattern in self.lr_factors if fnmatchcase(name, pattern)]
+            unused -= set(matching)
+            factor = math.prod(self.lr_factors[pattern] for pattern in matching)
+            groups.setdefault((parameter.ndim > 1, factor), []).append(parameter)
+        if unused:
+            raise UserError(
+                f"model.lr_factors has the pattern {min(unused)!r}, which no parameter's name matches; names look like "
+                f"{next(iter(dict(self.named_parameters())))}"
+            )
+        return [
+            {"params": parameters, "lr_factor": factor, **({} if decays else {"weight_decay": 0.0})}
+            for (decays, factor), parameters in sorted(groups.items(), key=lambda group: (not group[0][0], group[0][1]))
+        ]
 
     def configure_gradient_clipping(
         self,

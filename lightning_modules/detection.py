@@ -10,6 +10,7 @@ from lightning_modules.base import TaskModule
 from lightning_modules.schedules import Schedule
 from metrics.curves import detection_curves
 from metrics.detection import DetectionMetric
+from metrics.exact import ExactMetric
 from metrics.loss import DatasetLoss
 from models.detection.detector import Detector
 from models.detection.weights import load_weights
@@ -18,13 +19,12 @@ from models.detection.weights import load_weights
 class DetectionModule(TaskModule):
     """Trains a `Detector`; validation yields the losses and the detections from one pass of the network.
 
-    The batch is the dictionary that `datamodules.collate.collate_detection` describes. Reported metrics are numbers of
-    the whole split, the same whatever the batch size and the number of processes.
+    The batch is the dictionary that `datamodules.collate.collate_detection` describes.
 
     Args:
         network: the detector.
-        optimizer: see `TaskModule`, like `schedule`, `reference_batch_size`, `clip_each_tensor`, `channels_last`
-            and `compile`.
+        optimizer: see `TaskModule`, like `schedule`, `reference_batch_size`, `clip_each_tensor`, `channels_last`,
+            `compile` and `lr_factors`.
         weights: file or URL of weights to start from: a checkpoint of effdet or of Triptych.
         protocol: how average precision is computed: `coco`, `voc07` (11 points) or `voc12` (all points).
     """
@@ -38,17 +38,17 @@ class DetectionModule(TaskModule):
         clip_each_tensor: float | None = None,
         channels_last: bool = True,
         compile: bool = False,
+        lr_factors: dict[str, float] | None = None,
         weights: str | None = None,
         protocol: str = "coco",
     ) -> None:
-        super().__init__(network, optimizer, schedule, reference_batch_size, clip_each_tensor, channels_last, compile)
+        super().__init__(
+            network, optimizer, schedule, reference_batch_size, clip_each_tensor, channels_last, compile, lr_factors
+        )
         self.weights = weights
         self.protocol = protocol
         self.last_detections: list[dict[str, Any]] = []
         self.test_curves: dict[str, Any] | None = None
-        # Plain dictionaries, so that metrics are no submodules: they hold no parameters and stay on the CPU.
-        self.metrics: dict[str, DetectionMetric] = {}
-        self.losses: dict[str, DatasetLoss] = {}
 
     @property
     def image_size(self) -> int:
@@ -73,35 +73,15 @@ class DetectionModule(TaskModule):
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=size)
         return {"loss": loss, **parts}
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the detections of the last validation."""
-        self._start("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the detections of the last test."""
-        self._start("test")
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Collect losses and detections of a batch, keyed by the images' indices."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Collect losses and detections of a batch, keyed by the images' indices."""
-        self._evaluate(batch, "test")
-
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Detections per image as numpy arrays: index, boxes (n, 4) XYXY in the original picture, scores, labels."""
         detections = self.network.detect(self._forward(batch), batch["image_size"])
         return in_original_pixels(detections, batch)
 
-    def on_validation_epoch_end(self) -> None:
-        """Compute and log the metrics of the validation split."""
-        self._finish("val")
-
     def on_test_epoch_end(self) -> None:
         """Compute and log the metrics of the test split, and the curves behind them."""
-        self._finish("test")
-        self.test_curves = detection_curves(self.metrics["test"])
+        super().on_test_epoch_end()
+        self.test_curves = detection_curves(self.metrics["test"]["detection"])
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch["image"]
@@ -109,29 +89,21 @@ class DetectionModule(TaskModule):
             images = images.contiguous(memory_format=torch.channels_last)
         return self.network(self.network.preprocess(images, batch["image_size"]))
 
-    def _start(self, split: str) -> None:
-        if split not in self.metrics:
-            ground_truth = self.trainer.datamodule.ground_truth(split)
-            self.metrics[split] = DetectionMetric(ground_truth, protocol=self.protocol)
-            self.losses[split] = DatasetLoss(len(ground_truth["image_ids"]))
-        self.metrics[split].reset()
-        self.losses[split].reset()
+    def new_metrics(self, split: str) -> dict[str, ExactMetric]:
+        """Losses and average precision."""
+        ground_truth = self.trainer.datamodule.ground_truth(split)
+        return {
+            "loss": DatasetLoss(len(ground_truth["image_ids"])),
+            "detection": DetectionMetric(ground_truth, protocol=self.protocol),
+        }
 
-    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+    def evaluate(self, batch: dict[str, Any], split: str) -> None:
+        """Losses and detections of a batch from one pass of the network."""
         outputs = self._forward(batch)
         terms = self.network.loss_terms(outputs, batch["targets"], batch["image_size"])
-        self.losses[split].update(batch["index"], terms)
+        self.metrics[split]["loss"].update(batch["index"], terms)
         self.last_detections = in_original_pixels(self.network.detect(outputs, batch["image_size"]), batch)
-        self.metrics[split].update(batch["index"], self.last_detections)
-
-    def _finish(self, split: str) -> None:
-        # A sanity check and `limit_val_batches` see a part of the split on purpose; otherwise a part is an error.
-        limit = self.trainer.limit_val_batches if split == "val" else self.trainer.limit_test_batches
-        complete = not self.trainer.sanity_checking and isinstance(limit, float) and limit == 1.0  # 1 is one batch
-        self.metrics[split].complete = self.losses[split].complete = complete
-        values = {**self.losses[split].compute(), **self.metrics[split].compute()}
-        self.results[split] = values
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
+        self.metrics[split]["detection"].update(batch["index"], self.last_detections)
 
 
 def in_original_pixels(detections: dict[str, Tensor], batch: dict[str, Any]) -> list[dict[str, Any]]:

@@ -66,6 +66,30 @@ class WarmupSteps(Schedule):
 
 
 @dataclass
+class Poly(Schedule):
+    """Linear warm-up, then (1 - progress) to a power, the schedule of segmenters (Chen et al. 2017, DeepLab).
+
+    Progress is counted over the whole training, the warm-up included.
+
+    Args:
+        power: 0.9 is customary; 1 is a linear decay.
+        warmup_steps: length of the warm-up in optimiser steps.
+        warmup_start: factor at step 0 of a warm-up.
+    """
+
+    power: float = 0.9
+    warmup_steps: int = 0
+    warmup_start: float = 0.0
+
+    def factor(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
+        """See the base class."""
+        decay = max(1 - step / max(total_steps, 1), 0.0) ** self.power
+        if step < self.warmup_steps:
+            decay *= self.warmup_start + (1 - self.warmup_start) * step / self.warmup_steps
+        return decay
+
+
+@dataclass
 class Constant(Schedule):
     """The base learning rate throughout."""
 
