@@ -18,11 +18,42 @@ from models.loss_term import LossTerm
 BoxHead = Callable[[int, int], nn.Module]
 
 
-class BoxPredictor(nn.Module):
-    """A class and the codes of a box from a vector.
+class ClassPredictor(nn.Module):
+    """Classes and the background from a vector.
 
-    The background has a layer of its own and codes are ordered (x, y, w, h) by class, so that the rows of a class are
-    found as in any other predictor when the number of classes changes.
+    The background has a layer of its own, so that the rows of a class are found as in any other predictor when the
+    number of classes changes.
+
+    Args:
+        channels: D of the vector.
+        num_classes: K.
+
+    Attributes:
+        class_parameters: names of the parameters that a change of classes replaces.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.classes = nn.Linear(channels, num_classes)
+        self.background = nn.Linear(channels, 1)
+        for layer in (self.classes, self.background):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        self.class_parameters = ["classes.weight", "classes.bias"]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, K + 1), the background last."""
+        return torch.cat([self.classes(x), self.background(x)], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `logits`."""
+        return self.logits(x)
+
+
+class BoxPredictor(ClassPredictor):
+    """Classes, the background and the codes of a box from a vector.
+
+    Rows of the codes are ordered by coordinate, then by class.
 
     Args:
         channels: D of the vector.
@@ -31,21 +62,16 @@ class BoxPredictor(nn.Module):
     """
 
     def __init__(self, channels: int, num_classes: int, *, class_agnostic: bool = False) -> None:
-        super().__init__()
-        self.classes = nn.Linear(channels, num_classes)
-        self.background = nn.Linear(channels, 1)
+        super().__init__(channels, num_classes)
         self.box_codes = nn.Linear(channels, 4 if class_agnostic else 4 * num_classes)
-        for layer, std in ((self.classes, 0.01), (self.background, 0.01), (self.box_codes, 0.001)):
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
-        self.class_parameters = ["classes.weight", "classes.bias"]
+        nn.init.normal_(self.box_codes.weight, std=0.001)
+        nn.init.zeros_(self.box_codes.bias)
         if not class_agnostic:
             self.class_parameters += ["box_codes.weight", "box_codes.bias"]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) -> logits (N, K + 1), the background last, and codes (N, 4, R), R = K or 1."""
-        logits = torch.cat([self.classes(x), self.background(x)], 1)
-        return logits, self.box_codes(x).unflatten(1, (4, -1))
+        """(N, D) -> logits (N, K + 1) and codes (N, 4, R), R = K or 1."""
+        return self.logits(x), self.box_codes(x).unflatten(1, (4, -1))
 
 
 class RoIHead(nn.Module):

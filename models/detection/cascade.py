@@ -1,0 +1,183 @@
+"""Cascade R-CNN's second stages (Cai and Vasconcelos: "Cascade R-CNN: Delving into High Quality ...", CVPR 2018)."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
+from models.detection.box_heads import TwoFCHead
+from models.detection.detector import Detections, Targets
+from models.detection.roi_extractor import RoIExtractor
+from models.detection.roi_head import BoxHead, BoxPredictor, class_scores, refine
+from models.detection.roi_postprocess import RoIPostprocessor
+from models.detection.roi_training import RoISamples, box_losses, class_losses, sample_rois
+from models.detection.sampler import RandomSampler
+from models.loss_term import LossTerm
+
+
+class TrainedStage(NamedTuple):
+    """What one stage learnt from: its samples (S per image), logits (B, S, K + 1) and codes (B, S, 4, R)."""
+
+    samples: RoISamples
+    logits: Tensor
+    codes: Tensor
+
+
+class Stage(nn.Module):
+    """Box head and predictor of one stage.
+
+    Args:
+        box_head: turns pooled features into vectors.
+        num_classes: K.
+        class_agnostic: one code for all classes.
+    """
+
+    def __init__(self, box_head: nn.Module, num_classes: int, *, class_agnostic: bool) -> None:
+        super().__init__()
+        self.box_head = box_head
+        self.predictor = BoxPredictor(box_head.channels, num_classes, class_agnostic=class_agnostic)
+
+    def forward(self, pooled: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Pooled features (B * P, ...) of boxes of `shape` (B, P) -> logits (B, P, K + 1) and codes (B, P, 4, R)."""
+        logits, codes = self.predictor(self.box_head(pooled))
+        return logits.unflatten(0, shape), codes.unflatten(0, shape)
+
+
+class CascadeRoIHead(nn.Module):
+    """A sequence of second stages, each trained for a higher overlap on the boxes that the one before has corrected.
+
+    Boxes are resampled before each stage: objects are added to the corrected boxes, all are assigned anew at the
+    stage's own overlap and sampled again (section 4.2). Codes are normalised anew for each stage by its coder's
+    weights, the inverse standard deviations of its corrections. At test time the boxes of the last stage are scored by
+    the mean of all stages' classifiers (section 4.1).
+
+    Args:
+        channels: of the features.
+        num_classes: K.
+        positive_ious: per stage the overlap from which a box is positive; their number is that of the stages.
+        code_weights: per stage the factors of (x, y, w, h) codes.
+        loss_weights: per stage.
+        extractor: shared by all stages; None is RoIAlign on the levels of an FPN.
+        box_head: of each stage, called with (channels, the extractor's output size); None is `TwoFCHead`.
+        sampler: None is 512 boxes per image and stage, a quarter of them positive.
+        postprocessor: None is Detectron's.
+        class_agnostic: one code for all classes.
+        smooth_l1_beta: where the box loss turns from a parabola to a line.
+        test_stages: how many stages are used at test time; None is all.
+        ensemble: score by all the used stages' classifiers, else by the last one's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        positive_ious: Sequence[float] = (0.5, 0.6, 0.7),
+        code_weights: Sequence[Sequence[float]] = ((10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)),
+        loss_weights: Sequence[float] = (1.0, 0.5, 0.25),
+        extractor: RoIExtractor | None = None,
+        box_head: BoxHead | None = None,
+        sampler: RandomSampler | None = None,
+        postprocessor: RoIPostprocessor | None = None,
+        class_agnostic: bool = True,
+        smooth_l1_beta: float = 1.0,
+        test_stages: int | None = None,
+        ensemble: bool = True,
+    ) -> None:
+        super().__init__()
+        if not len(positive_ious) == len(code_weights) == len(loss_weights):
+            raise ValueError(
+                f"need an overlap, code weights and a loss weight for each stage, got {len(positive_ious)}, "
+                f"{len(code_weights)} and {len(loss_weights)}"
+            )
+        self.extractor = extractor or RoIExtractor()
+        make_head = box_head or TwoFCHead
+        self.stages = nn.ModuleList(
+            Stage(
+                (box_head or TwoFCHead)(channels, self.extractor.output_size),
+                num_classes,
+                class_agnostic=class_agnostic,
+            )
+            for _ in positive_ious
+        )
+        self.coders = [BoxCoder(weights=w, y_first=False, max_log_ratio=MAX_LOG_RATIO) for w in code_weights]
+        self.positive_ious = tuple(positive_ious)
+        self.loss_weights = tuple(loss_weights)
+        self.sampler = sampler or RandomSampler(size=512, positive_fraction=0.25)
+        self.postprocessor = postprocessor or RoIPostprocessor()
+        self.smooth_l1_beta = smooth_l1_beta
+        self.test_stages = len(self.stages) if test_stages is None else test_stages
+        self.ensemble = ensemble
+
+    def loss_terms(
+        self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, targets: Targets, image_size: Tensor
+    ) -> dict[str, LossTerm]:
+        """Terms `stage1_class_loss`, `stage1_box_loss` and so on, each divided by the number of sampled boxes.
+
+        Args:
+            features: per level (B, C, H_l, W_l).
+            boxes: (B, P, 4) XYXY proposals.
+            valid: (B, P) bool, False where padded.
+            targets: with at least one place per image.
+            image_size: (B, 2); corrected boxes are clipped to it.
+        """
+        terms = {}
+        stages = self.train_stages(features, boxes, valid, targets, image_size)
+        for number, (stage, coder, weight) in enumerate(zip(stages, self.coders, self.loss_weights, strict=True), 1):
+            samples = stage.samples
+            count = samples.taken.sum(1).clamp(min=1).float()
+            class_loss = class_losses(stage.logits, samples.labels, samples.taken)
+            box_loss = box_losses(
+                stage.codes, samples, coder, max_positives=self.sampler.max_positives, beta=self.smooth_l1_beta
+            )
+            terms[f"stage{number}_class_loss"] = LossTerm(class_loss, count, weight, 0.0)
+            terms[f"stage{number}_box_loss"] = LossTerm(box_loss, count, weight, 0.0)
+        return terms
+
+    def train_stages(
+        self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, targets: Targets, image_size: Tensor
+    ) -> Iterator[TrainedStage]:
+        """Stage after stage: sample, predict, correct; arguments as of `loss_terms`.
+
+        The samples hold the overlaps of the boxes that each stage is given: the statistics of resampling.
+        """
+        for stage, coder, positive_iou in zip(self.stages, self.coders, self.positive_ious, strict=True):
+            samples = sample_rois(
+                boxes, valid, targets, self.sampler, positive_iou=positive_iou, deterministic=not self.training
+            )
+            logits, codes = stage(self.extractor(features, samples.boxes), samples.boxes.shape[:2])
+            yield TrainedStage(samples, logits, codes)
+            boxes = refine(samples.boxes, logits, codes, coder, image_size)
+            # Objects are added afresh for every stage; boxes that ended up beside the image teach nothing.
+            valid = samples.taken & ~samples.is_object & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+
+    def stage_boxes(self, features: Sequence[Tensor], boxes: Tensor, image_size: Tensor) -> Iterator[Tensor]:
+        """The boxes (B, P, 4) that each stage is given at test time: proposals, then corrected ones."""
+        for stage, coder in zip(self.stages, self.coders, strict=True):
+            yield boxes
+            logits, codes = stage(self.extractor(features, boxes), boxes.shape[:2])
+            boxes = refine(boxes, logits, codes, coder, image_size)
+
+    def detect(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, image_size: Tensor) -> Detections:
+        """Detections from proposals (B, P, 4), `valid` (B, P) False where padded."""
+        last = self.test_stages - 1
+        for stage, coder in zip(self.stages[:last], self.coders, strict=False):
+            logits, codes = stage(self.extractor(features, boxes), boxes.shape[:2])
+            boxes = refine(boxes, logits, codes, coder, image_size)
+        pooled = self.extractor(features, boxes)
+        logits, codes = self.stages[last](pooled, boxes.shape[:2])
+        scores = class_scores(logits, valid)
+        if self.ensemble:
+            others = [class_scores(stage(pooled, boxes.shape[:2])[0], valid) for stage in self.stages[:last]]
+            scores = torch.stack([*others, scores]).mean(0)
+        return self.postprocessor(scores, codes, boxes, self.coders[last], image_size)
+
+    def class_parameters(self) -> list[str]:
+        """Names of the parameters that a change of classes replaces."""
+        return [
+            f"stages.{i}.predictor.{name}"
+            for i, stage in enumerate(self.stages)
+            for name in stage.predictor.class_parameters
+        ]
