@@ -95,11 +95,7 @@ class CascadeRoIHead(nn.Module):
         self.extractor = extractor or RoIExtractor()
         make_head = box_head or TwoFCHead
         self.stages = nn.ModuleList(
-            Stage(
-                (box_head or TwoFCHead)(channels, self.extractor.output_size),
-                num_classes,
-                class_agnostic=class_agnostic,
-            )
+            Stage(make_head(channels, self.extractor.output_size), num_classes, class_agnostic=class_agnostic)
             for _ in positive_ious
         )
         self.coders = [BoxCoder(weights=w, y_first=False, max_log_ratio=MAX_LOG_RATIO) for w in code_weights]
