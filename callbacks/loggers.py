@@ -205,11 +205,11 @@ class SafeWandbLogger(Logger):
 
     @rank_zero_only
     def log_pictures(self, key: str, pictures: list[dict[str, Any]], step: int) -> None:
-        """Pictures whose boxes can be switched on and off in the browser.
+        """Pictures whose boxes and masks can be switched on and off in the browser.
 
         Args:
             key: name of the panel.
-            pictures: `image` (H, W, 3) uint8 and optionally `boxes`, as `wandb.Image` takes them.
+            pictures: `image` (H, W, 3) uint8 and optionally `boxes` and `masks`, as `wandb.Image` takes them.
             step: of the training.
         """
 
@@ -219,8 +219,13 @@ class SafeWandbLogger(Logger):
             images = []
             for picture in pictures:
                 canvas = np.zeros((height, width, 3), np.uint8)
-                canvas[: picture["image"].shape[0], : picture["image"].shape[1]] = picture["image"]
-                images.append(wandb.Image(canvas, boxes=picture.get("boxes")))
+                h, w = picture["image"].shape[:2]
+                canvas[:h, :w] = picture["image"]
+                masks = {
+                    name: {**mask, "mask_data": np.pad(mask["mask_data"], ((0, height - h), (0, width - w)))}
+                    for name, mask in picture.get("masks", {}).items()
+                }
+                images.append(wandb.Image(canvas, boxes=picture.get("boxes"), masks=masks or None))
             self._log(run, {key: images}, step)
 
         self._try(send)

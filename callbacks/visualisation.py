@@ -1,7 +1,6 @@
-"""Pictures with predicted boxes while a detector trains."""
+"""Pictures while a network trains: truth beside prediction."""
 
-import json
-import math
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,52 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from callbacks.loggers import SafeWandbLogger
 from datamodules.images import CorruptImageError, read_image
-from visualisation.boxes import caption, contact_sheet, draw_boxes
-from visualisation.figures import save_detection_figures
+from visualisation.boxes import caption, contact_sheet
 
 # Longer side of a picture in pixels:
 CELL = 480  # on the sheet
 UPLOADED = 1024  # at most, in W&B
 
 
-class DetectionVisualisation(Callback):
+class Visualisation(Callback):
     """Ground truth beside predictions, for the same pictures after each validation; figures after the test.
 
-    No extra pass of the network: the detections of the validation are shown. Where there are several processes, those
+    No extra pass of the network: the predictions of the validation are shown. Where there are several processes, those
     pictures are shown that rank 0 evaluates.
 
     Pictures go to `images/val_epoch_<n>.png` in the run directory (`val.png` where a checkpoint is validated), to W&B
-    with boxes to switch on and off, and to TensorBoard. After a test the precision-recall curves, the confusion matrix
-    and the F1 curve go to `figures/`, with their numbers in `figures/test_curves.json`.
+    with layers to switch on and off, and to TensorBoard. After a test figures go to `figures/`.
 
     Args:
         num_images: pictures to show; the first ones of the split that have objects.
-        score_threshold: least score of a box that is drawn.
         every_n_epochs: draw after the validations of every n-th epoch only.
     """
 
-    def __init__(self, num_images: int = 8, score_threshold: float = 0.3, every_n_epochs: int = 1) -> None:
+    def __init__(self, num_images: int = 8, every_n_epochs: int = 1) -> None:
         self.num_images = num_images
         self.every_n_epochs = every_n_epochs
-        self.score_threshold = score_threshold
         self.wanted: set[int] = set()  # indices
-        self.shown: dict[int, dict[str, np.ndarray]] = {}  # their detections
+        self.shown: dict[int, dict[str, Any]] = {}  # their predictions
+
+    @abstractmethod
+    def choose(self, data: Any, mine: np.ndarray) -> np.ndarray:
+        """The indices `mine` of the validation split, those to show first."""
+
+    @abstractmethod
+    def picture(self, data: Any, index: int) -> np.ndarray:
+        """A picture of the validation split, (H, W, 3) uint8."""
+
+    @abstractmethod
+    def draw(self, data: Any, found: dict[str, Any], small: np.ndarray, factor: float, truth: bool) -> np.ndarray:
+        """Truth or prediction on a picture that was resized by `factor`."""
+
+    @abstractmethod
+    def layers(self, data: Any, found: dict[str, Any], small: np.ndarray, factor: float) -> dict[str, Any]:
+        """Truth and prediction as `wandb.Image` takes them."""
+
+    @abstractmethod
+    def figures(self, pl_module: LightningModule, folder: Path) -> list[Path]:
+        """Write the figures of a test; called on all processes, draws on rank 0 only."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the pictures."""
@@ -50,10 +65,9 @@ class DetectionVisualisation(Callback):
         training = trainer.state.fn == TrainerFn.FITTING
         if trainer.sanity_checking or (training and (trainer.current_epoch + 1) % self.every_n_epochs):
             return
-        annotations = trainer.datamodule.annotations("val")
-        counts = np.diff(annotations.offsets)
-        mine = np.arange(trainer.global_rank, len(annotations), trainer.world_size)
-        self.wanted = set(mine[np.argsort(counts[mine] == 0, kind="stable")][: self.num_images].tolist())
+        data = trainer.datamodule
+        mine = np.arange(trainer.global_rank, data.size("val"), trainer.world_size)
+        self.wanted = set(self.choose(data, mine)[: self.num_images].tolist())
 
     def on_validation_batch_end(
         self,
@@ -64,8 +78,8 @@ class DetectionVisualisation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the detections of the chosen pictures."""
-        for found in pl_module.last_detections:
+        """Keep the predictions for the chosen pictures."""
+        for found in pl_module.last_predictions:
             if found["index"] in self.wanted:
                 self.shown[found["index"]] = found
 
@@ -73,34 +87,16 @@ class DetectionVisualisation(Callback):
         """Draw."""
         if not trainer.is_global_zero or not self.shown:
             return
-        annotations = trainer.datamodule.annotations("val")
-        names = annotations.class_names
+        data = trainer.datamodule
         sheet, pictures = [], []
         for index, found in sorted(self.shown.items()):
-            size = (int(annotations.heights[index]), int(annotations.widths[index]))
-            try:
-                image = read_image(str(annotations.image_files[index]), size)
-            except CorruptImageError:  # skipped, if the validation came to its end: it was black there, too
-                image = np.zeros((*size, 3), np.uint8)
-            truth = annotations.training_targets(index)
-            keep = found["scores"] >= self.score_threshold
-            boxes, labels, scores = (found[key][keep] for key in ("boxes", "labels", "scores"))
+            image = self.picture(data, index)
             # Reduced before drawing, so that the words keep their size.
             small, factor = reduced(image, CELL)
-            drawn = draw_boxes(small, truth["boxes"] * factor, truth["labels"], names)
-            sheet.append(caption(drawn, "ground truth"))
-            drawn = draw_boxes(small, boxes * factor, labels, names, scores)
-            sheet.append(caption(drawn, "prediction"))
+            sheet.append(caption(self.draw(data, found, small, factor, truth=True), "ground truth"))
+            sheet.append(caption(self.draw(data, found, small, factor, truth=False), "prediction"))
             small, factor = reduced(image, UPLOADED)
-            pictures.append(
-                {
-                    "image": small,
-                    "boxes": {
-                        "ground_truth": wandb_boxes(truth["boxes"] * factor, truth["labels"], names),
-                        "predictions": wandb_boxes(boxes * factor, labels, names, scores),
-                    },
-                }
-            )
+            pictures.append({"image": small, **self.layers(data, found, small, factor)})
         drawn = contact_sheet(sheet, cell=CELL)
         folder = Path(trainer.default_root_dir) / "images"
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,21 +109,23 @@ class DetectionVisualisation(Callback):
                 logger.experiment.add_image("val/pictures", drawn, trainer.global_step, dataformats="HWC")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the curves of the test."""
-        curves = pl_module.test_curves
-        if curves is None:  # not rank 0
-            return
+        """Draw the figures of the test."""
         folder = Path(trainer.default_root_dir) / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "test_curves.json").write_text(json.dumps(curves) + "\n")
-        figures = save_detection_figures(curves, folder)
-        for logger in trainer.loggers:
-            for file in figures:
-                image = np.asarray(Image.open(file).convert("RGB"))
+        for file in self.figures(pl_module, folder) if trainer.is_global_zero else []:
+            image = np.asarray(Image.open(file).convert("RGB"))
+            for logger in trainer.loggers:
                 if isinstance(logger, SafeWandbLogger):
                     logger.log_pictures(f"test/{file.stem}", [{"image": image}], trainer.global_step)
                 elif isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image(f"test/{file.stem}", image, trainer.global_step, dataformats="HWC")
+
+
+def read_or_black(path: str, size: tuple[int, int]) -> np.ndarray:
+    """A picture; black if it cannot be read and was skipped, as it was in the validation."""
+    try:
+        return read_image(path, size)
+    except CorruptImageError:
+        return np.zeros((*size, 3), np.uint8)
 
 
 def reduced(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
@@ -137,23 +135,3 @@ def reduced(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
         return image, 1.0
     size = [max(round(side * factor), 1) for side in image.shape[1::-1]]
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)), factor
-
-
-def wandb_boxes(
-    boxes: np.ndarray, labels: np.ndarray, class_names: list[str], scores: np.ndarray | None = None
-) -> dict[str, Any]:
-    """Boxes (n, 4) XYXY in pixels as one entry of `wandb.Image(boxes=...)`."""
-    entries = []
-    for i, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
-        x1, y1, x2, y2 = box
-        entry = {
-            "position": {"minX": x1, "minY": y1, "maxX": x2, "maxY": y2},
-            "domain": "pixel",
-            "class_id": label,
-            "box_caption": class_names[label],
-        }
-        if scores is not None and math.isfinite(scores[i]):
-            entry["scores"] = {"score": float(scores[i])}
-            entry["box_caption"] += f" {scores[i]:.2f}"
-        entries.append(entry)
-    return {"box_data": entries, "class_labels": dict(enumerate(class_names))}

@@ -112,6 +112,10 @@ class DetectionDataModule(LightningDataModule):
             self._annotations[split] = read
         return self._annotations[split]
 
+    def size(self, split: str) -> int:
+        """Number of pictures in a split."""
+        return len(self.annotations(split))
+
     def ground_truth(self, split: str) -> dict[str, Any]:
         """The objects of a split for a metric; see `DetectionAnnotations.ground_truth`."""
         return self.annotations(split).ground_truth()

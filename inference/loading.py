@@ -14,8 +14,9 @@ from torch import nn
 from callbacks.checkpoint_io import load_verified
 from errors import UserError
 from inference.detection import DetectionPredictor
+from inference.segmentation import SegmentationPredictor
 
-PREDICTORS = {"detection": DetectionPredictor}  # by task
+PREDICTORS = {"detection": DetectionPredictor, "segmentation": SegmentationPredictor}  # by task
 
 # What a checkpoint may name: classes of this project's networks, and modules of PyTorch. Anything else could run code
 # by being imported or called.
@@ -32,7 +33,7 @@ def load(checkpoint: str | Path, device: str | torch.device | None = None, **opt
         **options: of the task's predictor, such as `score_threshold`.
 
     Returns:
-        The predictor of the checkpoint's task: `DetectionPredictor`.
+        The predictor of the checkpoint's task: `DetectionPredictor`, `SegmentationPredictor`.
 
     Raises:
         UserError: no such file, damaged, not written by train.py, naming a class that is not the project's, or of a

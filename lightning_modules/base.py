@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
 
 from errors import UserError
 from lightning_modules.schedules import Constant, Schedule
 from metrics.exact import ExactMetric
+from models.loss_term import LossTerm
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,15 @@ class TaskModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
         }
+
+    def training_loss(self, terms: dict[str, LossTerm], batch_size: int) -> dict[str, Tensor]:
+        """What `training_step` returns: the `loss`, the sum of the weighted terms, and the terms; all are logged."""
+        values = {name: term.value() for name, term in terms.items()}
+        loss = torch.stack(list(values.values())).sum()
+        parts = {name: value.detach() for name, value in values.items()}
+        self.log("train/loss", loss, prog_bar=True, batch_size=batch_size)
+        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=batch_size)
+        return {"loss": loss, **parts}
 
     def new_metrics(self, split: str) -> dict[str, ExactMetric]:
         """The metrics of a split; what they compute is reported together."""

@@ -33,7 +33,7 @@ class TriptychCLI(LightningCLI):
 
     On top of LightningCLI:
 
-    - what the data knows is linked to the model (`num_classes`), and the seed to the data;
+    - what the data knows is linked to the model (`num_classes`, `vocab_size`), and the seed to the data;
     - a run directory is chosen (`--run_dir`, default `runs/<config name>/<time>`), given to the loggers and shared
       by all processes; `--ckpt_path last` finds the newest run of the configuration and goes on in its directory;
     - after `fit` the best checkpoint is validated and tested;
@@ -67,9 +67,10 @@ class TriptychCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({"trainer.logger": LOGGERS})
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
-        parser.link_arguments(
-            "data.num_classes", "model.init_args.network.init_args.num_classes", apply_on="instantiate"
-        )
+        # What the data knows, given to the network if it asks for it.
+        for name in ("num_classes", "vocab_size", "encoder.init_args.vocab_size"):
+            source = f"data.{name.rpartition('.')[2]}"
+            parser.link_arguments(source, f"model.init_args.network.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Parse `args` (default: `sys.argv[1:]`), `fit` being the default subcommand."""

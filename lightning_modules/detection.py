@@ -47,7 +47,7 @@ class DetectionModule(TaskModule):
         )
         self.weights = weights
         self.protocol = protocol
-        self.last_detections: list[dict[str, Any]] = []
+        self.last_predictions: list[dict[str, Any]] = []
         self.test_curves: dict[str, Any] | None = None
 
     @property
@@ -65,13 +65,7 @@ class DetectionModule(TaskModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The `loss` of a batch, the sum of the detector's weighted terms, and the terms."""
         terms = self.network.loss_terms(self._forward(batch), batch["targets"], batch["image_size"])
-        values = {name: term.value() for name, term in terms.items()}
-        loss = torch.stack(list(values.values())).sum()
-        parts = {name: value.detach() for name, value in values.items()}
-        size = len(batch["image"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=size)
-        return {"loss": loss, **parts}
+        return self.training_loss(terms, len(batch["image"]))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Detections per image as numpy arrays: index, boxes (n, 4) XYXY in the original picture, scores, labels."""
@@ -102,8 +96,8 @@ class DetectionModule(TaskModule):
         outputs = self._forward(batch)
         terms = self.network.loss_terms(outputs, batch["targets"], batch["image_size"])
         self.metrics[split]["loss"].update(batch["index"], terms)
-        self.last_detections = in_original_pixels(self.network.detect(outputs, batch["image_size"]), batch)
-        self.metrics[split]["detection"].update(batch["index"], self.last_detections)
+        self.last_predictions = in_original_pixels(self.network.detect(outputs, batch["image_size"]), batch)
+        self.metrics[split]["detection"].update(batch["index"], self.last_predictions)
 
 
 def in_original_pixels(detections: dict[str, Tensor], batch: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,8 +19,25 @@ LABELLED_CLASSES = 40
 
 def confusion_matrix_figure(curves: dict[str, Any]) -> Figure:
     """Shares of each true class (rows) by detected class (columns), with counts where they fit."""
-    counts = np.array(curves["confusion"]["matrix"])
-    names = [*curves["class_names"], "background"]
+    threshold = curves["confusion"]["score_threshold"]
+    return matrix_figure(
+        np.array(curves["confusion"]["matrix"]),
+        [*curves["class_names"], "background"],
+        "detected as",
+        f"Confusion at score ≥ {threshold:.3f}, IoU ≥ {curves['iou_threshold']:g}",
+    )
+
+
+def matrix_figure(counts: np.ndarray, names: list[str], columns: str, title: str, *, counts_shown: bool = True) -> Figure:
+    """Shares of the rows of a confusion matrix, rows the truth, with numbers in the cells where they fit.
+
+    Args:
+        counts: (N, N).
+        names: of rows and columns.
+        columns: what the columns are.
+        title: above.
+        counts_shown: write the counts into the cells; else the shares, where they are not zero.
+    """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.45 * len(names), 5, 14))
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -29,17 +46,16 @@ def confusion_matrix_figure(curves: dict[str, Any]) -> Figure:
     figure.colorbar(image, ax=axes, label="share of the row", fraction=0.046, pad=0.03)
     every = -(-len(names) // LABELLED_CLASSES)
     ticks = sorted({*range(0, len(names) - 1, every), len(names) - 1})
-    axes.set_xticks(ticks, [_short(names[i]) for i in ticks], rotation=90)
-    axes.set_yticks(ticks, [_short(names[i]) for i in ticks])
-    axes.set(xlabel="detected as", ylabel="truth")
-    axes.set_title(
-        f"Confusion at score ≥ {curves['confusion']['score_threshold']:.3f}, IoU ≥ {curves['iou_threshold']:g}"
-    )
+    axes.set_xticks(ticks, [shortened(names[i]) for i in ticks], rotation=90)
+    axes.set_yticks(ticks, [shortened(names[i]) for i in ticks])
+    axes.set(xlabel=columns, ylabel="truth", title=title)
     if len(names) <= COUNTS_IN_CELLS + 1:
         for (row, column), count in np.ndenumerate(counts):
-            if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+            share = shares[row, column]
+            text = str(count) if counts_shown else f"{share:.2f}"
+            if count and text != "0.00":
+                colour = "white" if share > 0.5 else "black"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return figure
 
 
@@ -53,7 +69,7 @@ def precision_recall_figure(curves: dict[str, Any]) -> Figure:
         return f"{name} (AP {np.mean(values):.3f})"
 
     for name, values, style in _lines(data["precision"]):
-        axes.plot(recall, values, **style, label=label(_short(name), values) if "color" in style else None)
+        axes.plot(recall, values, **style, label=label(shortened(name), values) if "color" in style else None)
     if data["mean"] is not None:
         axes.plot(recall, data["mean"], color="black", linewidth=2.2, label=label("all classes", data["mean"]))
     return _with_legend(figure, axes)
@@ -65,7 +81,7 @@ def f1_figure(curves: dict[str, Any]) -> Figure:
     score = np.array(data["score"])
     figure, axes = _square("Score threshold", "F1", f"F1 at IoU ≥ {curves['iou_threshold']:g}")
     for name, values, style in _lines(data["classes"]):
-        label = f"{_short(name)} (best {curves['best_f1']['classes'][name]['f1']:.3f})"
+        label = f"{shortened(name)} (best {curves['best_f1']['classes'][name]['f1']:.3f})"
         axes.plot(score, values, **style, label=label if "color" in style else None)
     if data["overall"] is not None:
         axes.plot(score, data["overall"], color="black", linewidth=2.2, label=f"overall (best {best['f1']:.3f})")
@@ -117,5 +133,6 @@ def _with_legend(figure: Figure, axes: Any) -> Figure:
     return figure
 
 
-def _short(name: str) -> str:
+def shortened(name: str) -> str:
+    """A name that fits beside an axis."""
     return name if len(name) <= 20 else name[:19] + "…"

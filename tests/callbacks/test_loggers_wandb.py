@@ -12,7 +12,7 @@ from wandb.proto import wandb_internal_pb2
 
 from callbacks import loggers, wandb_mode
 from callbacks.loggers import SafeWandbLogger
-from callbacks.visualisation import wandb_boxes
+from callbacks.detection_visualisation import wandb_boxes
 from callbacks.wandb_mode import decide_mode, find_fault
 from tests.callbacks.wandb_server import WandbServer
 from tests.helpers import finish, start

@@ -8,8 +8,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from callbacks.detection_visualisation import DetectionVisualisation, wandb_boxes
 from callbacks.loggers import SafeWandbLogger
-from callbacks.visualisation import DetectionVisualisation, reduced, wandb_boxes
+from callbacks.visualisation import reduced
 from datamodules.coco_file import read_coco
 from metrics.curves import detection_curves
 from metrics.detection import DetectionMetric
@@ -36,7 +37,7 @@ def trainer(tmp_path):
     """In a validation of two pictures of 40 x 30 pixels; only b.jpg, index 1, has objects."""
     annotations = read_coco(coco(tmp_path / "data"), tmp_path / "data" / "images")
     return SimpleNamespace(
-        datamodule=SimpleNamespace(annotations=lambda split: annotations),
+        datamodule=SimpleNamespace(annotations=lambda split: annotations, size=lambda split: len(annotations)),
         default_root_dir=str(tmp_path / "run"),
         loggers=[Sent(), TensorBoardLogger(tmp_path / "run", name="", version="tensorboard")],
         state=SimpleNamespace(fn=TrainerFn.FITTING),
@@ -57,7 +58,7 @@ def found(index, *rows):
 def validate(callback, trainer, *batches):
     callback.on_validation_epoch_start(trainer, None)
     for number, batch in enumerate(batches):
-        callback.on_validation_batch_end(trainer, SimpleNamespace(last_detections=batch), None, None, number)
+        callback.on_validation_batch_end(trainer, SimpleNamespace(last_predictions=batch), None, None, number)
     callback.on_validation_end(trainer, None)
 
 
@@ -137,6 +138,7 @@ def test_figures_after_the_test(trainer, tmp_path):
 
 
 def test_other_processes_draw_no_figures(trainer, tmp_path):
+    trainer.is_global_zero = False
     DetectionVisualisation().on_test_end(trainer, SimpleNamespace(test_curves=None))
     assert not (tmp_path / "run" / "figures").exists()
 
