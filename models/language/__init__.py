@@ -1,0 +1,1 @@
+"""Language models: recurrent, ELMo, BERT, GPT."""
