@@ -19,10 +19,12 @@ class LanguageModel(nn.Module, ABC):
     Attributes:
         vocab_size: number of tokens that are predicted.
         hidden_size: width of what `encode` returns.
+        context_length: the most tokens that `forward` can take account of; None where there is no bound.
     """
 
     vocab_size: int
     hidden_size: int
+    context_length: int | None = None
 
     @abstractmethod
     def forward(self, batch: Batch, state: Any = None) -> tuple[Batch, Any]:
@@ -51,6 +53,10 @@ class LanguageModel(nn.Module, ABC):
     def initial_state(self) -> Any:
         """The state to start reading a text piece by piece with; None where `forward` takes None for it."""
         return None
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters that `encode` does not use, only the prediction of tokens."""
+        return []
 
     def correct(self, outputs: Batch, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Hits and counts per row, (B,) int64 each, by the name of the accuracy; empty where no accuracy is of use."""
