@@ -1,6 +1,7 @@
 """Semantic segmentation: pictures with masks."""
 
+from datamodules.segmentation.folder import FolderSegmentation
 from datamodules.segmentation.shapes import ShapesSegmentation
 from datamodules.segmentation.voc import VocSegmentation
 
-__all__ = ["ShapesSegmentation", "VocSegmentation"]
+__all__ = ["FolderSegmentation", "ShapesSegmentation", "VocSegmentation"]
