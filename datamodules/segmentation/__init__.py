@@ -1,7 +1,8 @@
 """Semantic segmentation: pictures with masks."""
 
+from datamodules.segmentation.coco import CocoSegmentation
 from datamodules.segmentation.folder import FolderSegmentation
 from datamodules.segmentation.shapes import ShapesSegmentation
 from datamodules.segmentation.voc import VocSegmentation
 
-__all__ = ["FolderSegmentation", "ShapesSegmentation", "VocSegmentation"]
+__all__ = ["CocoSegmentation", "FolderSegmentation", "ShapesSegmentation", "VocSegmentation"]
