@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from errors import UserError
+from models.necks.aug_fpn import AugFPN
 from models.necks.bifpn import BiFPN
 from models.necks.fpn import FPN
 from models.necks.nas_fpn import MERGES, NASFPN, NASFPNCell
 from models.necks.pafpn import PAFPN
 
 WIDTHS = [8, 16, 24]
-NECKS = [FPN, PAFPN, BiFPN, NASFPN]
+NECKS = [FPN, PAFPN, BiFPN, NASFPN, AugFPN]
 
 
 def features(batch=2, side=16, widths=WIDTHS):
