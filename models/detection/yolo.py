@@ -1,0 +1,100 @@
+"""What the three versions of YOLO share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from errors import UserError
+from models.detection.detector import Detections, Detector
+from models.detection.yolo_postprocess import YOLOPostprocessor
+from models.loss_term import LossTerm
+
+
+class YOLO(Detector):
+    """Pixels from 0 to 1, padding in grey, losses divided by the number of images, one suppression for all versions.
+
+    Where the authors' program, darknet, computes a gradient and no loss, the losses here are what has that gradient.
+    It divides sums over a batch by the number of its images; so does every `LossTerm` here.
+
+    Args:
+        num_classes: K.
+        image_size: side of the input in pixels.
+        size_divisor: height and width of an input must be multiples of it.
+        postprocessor: picks the detections.
+    """
+
+    def __init__(
+        self, *, num_classes: int, image_size: int, size_divisor: int, postprocessor: YOLOPostprocessor
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            image_size=image_size,
+            size_divisor=size_divisor,
+            mean=(0.5, 0.5, 0.5),
+            std=(1.0, 1.0, 1.0),
+        )
+        self.postprocessor = postprocessor
+
+    def preprocess(self, images: Tensor, image_size: Tensor) -> Tensor:
+        """Pixels from 0 to 1; what lies beyond an image's own size becomes .5, as in darknet's `letterbox_image`.
+
+        Args:
+            images: (B, 3, H, W) uint8 RGB, each image at the top left.
+            image_size: (B, 2) int64, height and width of each image.
+
+        Returns:
+            (B, 3, H, W) float32.
+        """
+        return super().preprocess(images, image_size).add_(0.5)  # the base class centres at .5 and zeroes the padding
+
+    def check_size(self, images: Tensor) -> None:
+        """See that the input can be divided into cells.
+
+        Raises:
+            UserError: height or width is not a multiple of `size_divisor`.
+        """
+        height, width = images.shape[-2:]
+        if height % self.size_divisor or width % self.size_divisor:
+            raise UserError(
+                f"an input of {height} x {width} pixels does not suit {type(self).__name__}: "
+                f"height and width must be multiples of {self.size_divisor}"
+            )
+
+    def boxes_and_scores(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """All predictions of a batch: boxes (B, A, 4) XYXY pixels and scores (B, A, K), float32."""
+        raise NotImplementedError(f"{type(self).__name__} must define boxes_and_scores()")
+
+    def detect(self, outputs: dict[str, Any], image_size: Tensor) -> Detections:
+        """Detections in input pixels, clipped to `image_size` (B, 2)."""
+        return self.postprocessor(*self.boxes_and_scores(outputs), image_size)
+
+
+def per_image(losses: Tensor, weight: float = 1.0) -> LossTerm:
+    """Losses (B,) as a term whose value is their mean over the images, times `weight`."""
+    return LossTerm(losses, torch.ones_like(losses), weight, 0.0)
+
+
+def check_priors(name: str, priors: Sequence[Sequence[float]], multiple: int) -> Tensor:
+    """Widths and heights (P, 2) of priors given in a configuration.
+
+    Raises:
+        UserError: they are no pairs of positive numbers, or not a multiple of `multiple` many.
+    """
+    if not priors or len(priors) % multiple or not all(len(p) == 2 and min(p) > 0 for p in priors):
+        raise UserError(
+            f"{name}'s priors {priors} do not do: give pairs of positive width and height, {multiple} pairs or a "
+            f"multiple of {multiple}"
+        )
+    return torch.tensor([[float(side) for side in prior] for prior in priors], device="cpu")
+
+
+def gather_rows(values: Tensor, index: Tensor) -> Tensor:
+    """(B, A, E) at (B, M) -> (B, M, E), float32."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2])).float()
+
+
+def output_parameters(network: nn.Module, suffix: str = "classes") -> list[str]:
+    """Names of the parameters of the layers that predict classes."""
+    return [name for name, _ in network.named_parameters() if name.rpartition(".")[0].endswith(f".{suffix}")]
