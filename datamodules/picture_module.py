@@ -53,6 +53,10 @@ class PictureDataModule(LightningDataModule):
         self.seed = seed
         self._predict_files: list[str] | None = None
 
+    def __str__(self) -> str:
+        """Class and name; Lightning's own makes every loader to tell its length, and so reads the data."""
+        return f"{type(self).__name__} {self.name}"
+
     @staticmethod
     def check_positive(**options: int | None) -> None:
         """Refuse options below 1; None passes."""

@@ -132,6 +132,12 @@ def test_what_the_data_says_of_itself(root):
         data.size("test")
 
 
+def test_a_name_that_costs_nothing(tmp_path):
+    """The command line formats data modules into its debug messages."""
+    assert str(shapes(tmp_path / "none")) == "ShapesSegmentation shapes_segmentation"
+    assert not (tmp_path / "none").exists()
+
+
 def attached(data, **changes):
     """The data module as a Trainer sees it."""
     usual = {
