@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
+from models.detection.boxes import pairwise_iou
 from models.detection.detector import Detections, Detector
 from models.detection.yolo_postprocess import YOLOPostprocessor
 from models.loss_term import LossTerm
@@ -98,3 +99,24 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
 def output_parameters(network: nn.Module, suffix: str = "classes") -> list[str]:
     """Names of the parameters of the layers that predict classes."""
     return [name for name, _ in network.named_parameters() if name.rpartition(".")[0].endswith(f".{suffix}")]
+
+
+def box_scale(boxes: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """2 - (share of the input that a box covers), (B, M, 4) -> (B, M): small boxes count up to twice."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return 2 - sides.float().prod(-1) / (size[0] * size[1] * stride**2)
+
+
+@torch.no_grad()
+def best_overlap(predicted: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
+    """The largest overlap of every predicted box (B, A, 4) with a valid object (B, M, 4): (B, A)."""
+    overlaps = pairwise_iou(predicted, boxes.float())
+    return overlaps.where(valid[:, None], 0).amax(-1)
+
+
+def row_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Overlap of boxes (..., 4) with the ones in the same place: (...)."""
+    sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    intersection = sides.clamp(min=0).prod(-1)
+    areas = sum((boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (first, second))
+    return (intersection / (areas - intersection)).nan_to_num(nan=0.0)

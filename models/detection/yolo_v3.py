@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.darknet import Darknet53, DarknetConv, scaled
-from models.detection.boxes import pairwise_iou
 from models.detection.detector import Targets
-from models.detection.yolo import YOLO, check_priors, gather_rows, output_parameters, per_image
+from models.detection.yolo import YOLO, best_overlap, box_scale, check_priors, gather_rows, output_parameters, per_image
 from models.detection.yolo_assign import Assignment, assign_priors
 from models.detection.yolo_head import Prediction, PriorGrid, PriorPrediction, prior_grid
 from models.detection.yolo_postprocess import YOLOPostprocessor
@@ -208,16 +207,3 @@ class YOLOv3(YOLO):
         logits = gather_rows(outputs["class_logits"], prior)
         losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1)
         return losses.where(assignment.owns, 0).sum(1)
-
-
-def box_scale(boxes: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """2 - (share of the input that a box covers), (B, M, 4) -> (B, M): small boxes count up to twice."""
-    sides = boxes[..., 2:] - boxes[..., :2]
-    return 2 - sides.float().prod(-1) / (size[0] * size[1] * stride**2)
-
-
-@torch.no_grad()
-def best_overlap(predicted: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
-    """The largest overlap of every predicted box (B, A, 4) with a valid object (B, M, 4): (B, A)."""
-    overlaps = pairwise_iou(predicted, boxes.float())
-    return overlaps.where(valid[:, None], 0).amax(-1)
