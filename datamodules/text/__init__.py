@@ -1,0 +1,6 @@
+"""Text: corpora, tokenisers, and batches for language models of every kind."""
+
+from datamodules.text.corpus import TextFiles
+from datamodules.text.sample import PythonTopics
+
+__all__ = ["PythonTopics", "TextFiles"]
