@@ -106,7 +106,7 @@ class CocoSegmentation(SegmentationDataModule):
 class CocoMasks(SegmentationSamples):
     """Paints the masks of a picture's objects, from large to small.
 
-    Outlines are kept as compressed run lengths in one flat array, which worker processes share: some 150 MB for COCO.
+    Outlines are kept as compressed run lengths in one flat array, which worker processes share: some 190 MB for COCO.
 
     Args:
         file: the annotations' JSON file.
