@@ -11,6 +11,7 @@ from models.detection.yolo import row_iou
 from models.detection.yolo_assign import assign_priors
 from models.detection.yolo_head import prior_grid
 from models.detection.yolo_v2 import COCO_PRIORS, VOC_PRIORS, YOLOv2, reorganise
+from tests.models.darknet_program import reorg
 from tests.models.yolo_cases import assert_finds_all, iou, make_targets, overfit, random_targets, real_objects
 from tools.model_table import count_macs
 
@@ -43,26 +44,10 @@ def test_another_network_has_no_published_figures(thin):
     assert thin.published == {}
 
 
-def darknet_reorg(x):
-    """The loop of darknet over one image's numbers: (C, H, W) -> (4 C, H / 2, W / 2)."""
-    channels, height, width = x.shape
-    flat = x.flatten().tolist()
-    out = [0.0] * len(flat)
-    quarter = channels // 4
-    for k in range(channels):
-        for j in range(height):
-            for i in range(width):
-                column = i * 2 + (k // quarter) % 2
-                row = j * 2 + (k // quarter) // 2
-                source = column + width * 2 * (row + height * 2 * (k % quarter))
-                out[i + width * (j + height * k)] = flat[source]
-    return torch.tensor(out).view(4 * channels, height // 2, width // 2)
-
-
 def test_reorg_is_that_of_darknet():
     x = torch.arange(2.0 * 8 * 4 * 6).view(2, 8, 4, 6)
     for image, result in zip(x, reorganise(x), strict=True):
-        assert torch.equal(result, darknet_reorg(image))
+        assert torch.equal(result, reorg(image))
 
 
 def test_reorg_by_hand():
