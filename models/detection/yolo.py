@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from errors import UserError
 from models.detection.boxes import pairwise_iou
+from models.detection.darknet_weights import read_darknet
 from models.detection.detector import Detections, Detector
 from models.detection.yolo_postprocess import YOLOPostprocessor
 from models.loss_term import LossTerm
@@ -72,6 +73,17 @@ class YOLO(Detector):
         return self.postprocessor(*self.boxes_and_scores(outputs), image_size)
 
 
+def load_backbone(backbone: nn.Module, path: str | None) -> None:
+    """Fill a backbone from a darknet file such as `darknet53.conv.74`; None leaves it as it is.
+
+    Raises:
+        UserError: see `read_darknet`.
+    """
+    if path is not None:
+        state, _ = read_darknet(backbone, path)
+        backbone.load_state_dict(state)
+
+
 def per_image(losses: Tensor, weight: float = 1.0) -> LossTerm:
     """Losses (B,) as a term whose value is their mean over the images, times `weight`."""
     return LossTerm(losses, torch.ones_like(losses), weight, 0.0)
@@ -96,9 +108,9 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[2])).float()
 
 
-def output_parameters(network: nn.Module, suffix: str = "classes") -> list[str]:
+def output_parameters(network: nn.Module) -> list[str]:
     """Names of the parameters of the layers that predict classes."""
-    return [name for name, _ in network.named_parameters() if name.rpartition(".")[0].endswith(f".{suffix}")]
+    return [name for name, _ in network.named_parameters() if name.rpartition(".")[0].endswith(".classes")]
 
 
 def box_scale(boxes: Tensor, size: tuple[int, int], stride: int) -> Tensor:

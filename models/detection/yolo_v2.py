@@ -15,6 +15,7 @@ from models.detection.yolo import (
     box_scale,
     check_priors,
     gather_rows,
+    load_backbone,
     output_parameters,
     per_image,
     row_iou,
@@ -66,10 +67,11 @@ class YOLOv2(YOLO):
         ignore_iou: predicted overlap beyond which a prior without an object is not punished.
         rescore: the objectness of a prior with an object should be its overlap; False: 1.
         warmup_images: so many images of training draw priors to their shapes.
+        backbone_weights: darknet file of the backbone, pre-trained on ImageNet (`darknet19_448.conv.23`).
         postprocessor: None is darknet's.
 
     Raises:
-        UserError: priors that are no pairs of positive numbers.
+        UserError: a file of weights that does not fit; priors that are no pairs of positive numbers.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class YOLOv2(YOLO):
         ignore_iou: float = 0.6,
         rescore: bool = True,
         warmup_images: int = 12_800,
+        backbone_weights: str | None = None,
         postprocessor: YOLOPostprocessor | None = None,
     ) -> None:
         super().__init__(
@@ -101,6 +104,7 @@ class YOLOv2(YOLO):
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
 
         self.backbone = Darknet19(num_features=2, width=width, bn_momentum=bn_momentum)
+        load_backbone(self.backbone, backbone_weights)
         fine, coarse = self.backbone.channels
         wide, narrow = scaled(1024, width), scaled(64, width)
         self.coarse = nn.Sequential(

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from models.backbones.darknet import Darknet53, DarknetConv, scaled
 from models.detection.detector import Targets
-from models.detection.yolo import YOLO, best_overlap, box_scale, check_priors, gather_rows, output_parameters, per_image
+from models.detection.yolo import (
+    YOLO,
+    best_overlap,
+    box_scale,
+    check_priors,
+    gather_rows,
+    load_backbone,
+    output_parameters,
+    per_image,
+)
 from models.detection.yolo_assign import Assignment, assign_priors
 from models.detection.yolo_head import Prediction, PriorGrid, PriorPrediction, prior_grid
 from models.detection.yolo_postprocess import YOLOPostprocessor
@@ -77,10 +86,11 @@ class YOLOv3(YOLO):
         width: multiplies the number of filters of every layer; the paper's is 1.
         bn_momentum: weight of a batch in the running statistics; darknet's is .01.
         ignore_iou: predicted overlap beyond which a prior without an object is not punished.
+        backbone_weights: darknet file of the backbone, pre-trained on ImageNet (`darknet53.conv.74`).
         postprocessor: None is darknet's.
 
     Raises:
-        UserError: priors that cannot be shared out among three levels.
+        UserError: a file of weights that does not fit; priors that cannot be shared out among three levels.
     """
 
     def __init__(
@@ -92,6 +102,7 @@ class YOLOv3(YOLO):
         width: float = 1.0,
         bn_momentum: float = 0.01,
         ignore_iou: float = 0.7,
+        backbone_weights: str | None = None,
         postprocessor: YOLOPostprocessor | None = None,
     ) -> None:
         super().__init__(
@@ -104,6 +115,7 @@ class YOLOv3(YOLO):
         self.ignore_iou = ignore_iou
         self.priors = list(check_priors("YOLOv3", priors, 3).chunk(3))  # fine to coarse
         self.backbone = Darknet53(width=width, bn_momentum=bn_momentum)
+        load_backbone(self.backbone, backbone_weights)
         self.strides = self.backbone.strides
         self.levels = nn.ModuleList()  # coarse to fine, as they run
         above = 0

@@ -253,3 +253,14 @@ def test_wrong_length_of_a_detector(tmp_path, change, word):
     path.write_bytes(data[: 4 * change] if change < 0 else data + bytes(4 * change))
     with pytest.raises(UserError, match=f"too {word} for YOLOv3 with 3 classes, .* and 201 for each"):
         read_darknet(THIN["v3"](), path)
+
+
+@pytest.mark.parametrize(("detector", "backbone"), [(YOLOv3, Darknet53), (YOLOv2, Darknet19)])
+def test_detector_starts_from_a_files_backbone(tmp_path, detector, backbone):
+    path = tmp_path / "a.weights"
+    write_darknet(random_network(lambda: backbone(width=1 / 32)), path)
+    network = detector(num_classes=2, width=1 / 32, backbone_weights=str(path))
+    expected, _ = read_darknet(network.backbone, path)
+    assert expected and all(torch.equal(network.backbone.state_dict()[name], v) for name, v in expected.items())
+    with pytest.raises(UserError, match=r"a\.weights is too short"):
+        detector(num_classes=2, width=1 / 16, backbone_weights=str(path))
