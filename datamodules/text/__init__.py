@@ -1,6 +1,7 @@
 """Text: corpora, tokenisers, and batches for language models of every kind."""
 
+from datamodules.text.causal import CausalTextData
 from datamodules.text.corpus import TextFiles
 from datamodules.text.sample import PythonTopics
 
-__all__ = ["PythonTopics", "TextFiles"]
+__all__ = ["CausalTextData", "PythonTopics", "TextFiles"]
