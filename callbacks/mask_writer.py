@@ -46,7 +46,8 @@ class MaskWriter(BasePredictionWriter):
                 path.parent.mkdir(parents=True, exist_ok=True)
             palette_image(found["labels"], data.palette).save(mask)
             picture = read_image(data.predict_files[found["index"]])
-            Image.fromarray(draw_masks(picture, found["labels"], data.class_names, data.palette)).save(drawn, quality=92)
+            picture = draw_masks(picture, found["labels"], data.class_names, data.palette)
+            Image.fromarray(picture).save(drawn, quality=92)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where they are."""

@@ -28,7 +28,7 @@ def confusion_matrix_figure(curves: dict[str, Any]) -> Figure:
     )
 
 
-def matrix_figure(counts: np.ndarray, names: list[str], columns: str, title: str, *, counts_shown: bool = True) -> Figure:
+def matrix_figure(counts: np.ndarray, names: list[str], columns: str, title: str, *, percent: bool = False) -> Figure:
     """Shares of the rows of a confusion matrix, rows the truth, with numbers in the cells where they fit.
 
     Args:
@@ -36,7 +36,7 @@ def matrix_figure(counts: np.ndarray, names: list[str], columns: str, title: str
         names: of rows and columns.
         columns: what the columns are.
         title: above.
-        counts_shown: write the counts into the cells; else the shares, where they are not zero.
+        percent: write shares into the cells in place of counts.
     """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.45 * len(names), 5, 14))
@@ -52,8 +52,8 @@ def matrix_figure(counts: np.ndarray, names: list[str], columns: str, title: str
     if len(names) <= COUNTS_IN_CELLS + 1:
         for (row, column), count in np.ndenumerate(counts):
             share = shares[row, column]
-            text = str(count) if counts_shown else f"{share:.2f}"
-            if count and text != "0.00":
+            text = f"{share:.0%}" if percent else str(count)
+            if text not in ("0", "0%"):
                 colour = "white" if share > 0.5 else "black"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return figure

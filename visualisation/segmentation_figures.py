@@ -44,7 +44,7 @@ def save_segmentation_figures(
     figures = {
         "class_iou": iou_figure(values),
         "confusion_matrix": matrix_figure(
-            confusion, list(class_names), "predicted as", "Pixels of a class by what they were taken for", counts_shown=False
+            confusion, list(class_names), "predicted as", "Pixels of a class by what they were taken for", percent=True
         ),
     }
     paths = []

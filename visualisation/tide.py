@@ -27,7 +27,7 @@ def tide_figure(errors: dict[str, Any]) -> Figure:
     counts = [errors["errors"][kind]["count"] for kind in KINDS]
     rest = [errors["special"][name] or 0.0 for name in SPECIAL]
     bars = main.bar(list(KINDS.values()), gains, color="tab:blue")
-    labels = [f"{gain:.3f}\n{count} ×" for gain, count in zip(gains, counts, strict=True)]
+    labels = [f"{gain:.3f}\n{count} x" for gain, count in zip(gains, counts, strict=True)]
     main.bar_label(bars, labels, padding=2, fontsize=8)
     bars = special.bar(list(SPECIAL.values()), rest, color="tab:grey")
     special.bar_label(bars, [f"{gain:.3f}" for gain in rest], padding=2, fontsize=8)

@@ -1,8 +1,13 @@
 """What turns the pooled features of a box into the vector that its class and its codes are predicted from."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
+
+from models.backbones.resnet import freeze_norms
 
 
 class TwoFCHead(nn.Module):
@@ -32,6 +37,59 @@ class TwoFCHead(nn.Module):
         """(N, C, S, S) -> (N, width)."""
         x = self.dropout(F.relu(self.fc1(x.flatten(1))))
         return self.dropout(F.relu(self.fc2(x)))
+
+
+class VGGHead(TwoFCHead):
+    """The two fully connected layers of VGG16, for features of 512 channels and 7 x 7 cells.
+
+    Args:
+        channels: of the features.
+        size: their side.
+        dropout: after each layer.
+        pretrained: start from torchvision's ImageNet weights (downloaded once).
+    """
+
+    def __init__(self, channels: int, size: int, *, dropout: float = 0.5, pretrained: bool = False) -> None:
+        super().__init__(channels, size, width=4096, dropout=dropout)
+        if pretrained:
+            classifier = torchvision.models.vgg16(weights="DEFAULT").classifier
+            self.fc1.load_state_dict(classifier[0].state_dict())
+            self.fc2.load_state_dict(classifier[3].state_dict())
+
+
+class ResNetHead(nn.Module):
+    """The last stage of a ResNet and an average: the head of a detector on C4 (He et al., ResNet, appendix A).
+
+    Args:
+        channels: of C4.
+        size: side of the pooled features, 14; the stage halves it.
+        name: of torchvision's ResNet, that of the backbone.
+        pretrained: load torchvision's best ImageNet weights (downloaded once).
+        norm: `frozen` makes its batch normalisation a fixed affine map, `batch` trains it.
+
+    Attributes:
+        channels: of the result.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        *,
+        name: str = "resnet50",
+        pretrained: bool = False,
+        norm: Literal["frozen", "batch"] = "frozen",
+    ) -> None:
+        super().__init__()
+        network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+        self.channels = network.fc.in_features
+        self.layer4 = network.layer4
+        if norm == "frozen":
+            freeze_norms(self.layer4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, S, S) -> (N, channels)."""
+        return self.layer4(x).mean((2, 3))
 
 
 class AdaptiveTwoFCHead(nn.Module):

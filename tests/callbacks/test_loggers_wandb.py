@@ -11,8 +11,8 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from callbacks import loggers, wandb_mode
-from callbacks.loggers import SafeWandbLogger
 from callbacks.detection_visualisation import wandb_boxes
+from callbacks.loggers import SafeWandbLogger
 from callbacks.wandb_mode import decide_mode, find_fault
 from tests.callbacks.wandb_server import WandbServer
 from tests.helpers import finish, start

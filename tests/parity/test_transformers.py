@@ -12,6 +12,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from errors import UserError  # noqa: E402
 from models.language.bert import BERT  # noqa: E402
+from models.language.generation import generate  # noqa: E402
 from models.language.gpt import GPT  # noqa: E402
 from models.language.language_model import IGNORE  # noqa: E402
 from models.language.transformers_weights import (  # noqa: E402
@@ -247,3 +248,19 @@ def test_what_does_not_fit_is_refused(tmp_path):
     state["lm_head.weight"] = state["lm_head.weight"] + 1
     with pytest.raises(UserError, match=r"lm_head\.weight differs"):
         gpt_from_transformers(state)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generated_text(use_cache):
+    theirs = their_gpt()
+    ours = our_gpt()
+    ours.load_state_dict(gpt_from_transformers(theirs.state_dict()))
+    prompts = torch.randint(1, VOCAB, (3, 8), generator=torch.Generator().manual_seed(0))
+    expected = theirs.generate(
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=30, pad_token_id=0
+    )
+    texts = generate(ours, prompts, max_new_tokens=30, temperature=0, stop_token=0, use_cache=use_cache)
+    for text, row in zip(texts, expected, strict=True):
+        assert text.tolist() == row[: len(text)].tolist()
+        assert not row[len(text) :].any()
+    assert any(len(text) == 38 for text in texts)
