@@ -1,9 +1,8 @@
-"""Train and evaluate language models, and what is built on them."""
+"""Train and evaluate language models."""
 
 from typing import Any
 
 import torch
-from models.language.classifier import SequenceClassifier
 from models.language.weights import load_weights
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
@@ -12,7 +11,7 @@ from errors import UserError
 from lightning_modules.base import TaskModule
 from lightning_modules.schedules import Schedule
 from metrics.exact import ExactMetric
-from metrics.language import ClassificationMetric, LanguageMetric
+from metrics.language import LanguageMetric
 from models.language.language_model import LanguageModel
 
 
@@ -102,65 +101,6 @@ class LanguageModule(TaskModule):
     def on_train_start(self) -> None:
         """The state of a resumed training is on the CPU."""
         self.states["train"] = to_device(self.states["train"], self.device)
-
-
-class TextClassificationModule(TaskModule):
-    """Trains a `SequenceClassifier`: a pretrained language model with a head, fine-tuned or frozen.
-
-    Args:
-        network: the classifier.
-        optimizer: see `TaskModule`, like `schedule`, `reference_batch_size`, `clip_each_tensor`, `compile` and
-            `lr_factors`.
-        weights: file or URL of the weights that the encoder starts from, or of a whole classifier.
-    """
-
-    def __init__(
-        self,
-        network: SequenceClassifier,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
-        reference_batch_size: int | None = None,
-        clip_each_tensor: float | None = None,
-        compile: bool = False,
-        lr_factors: dict[str, float] | None = None,
-        weights: str | None = None,
-    ) -> None:
-        super().__init__(
-            network, optimizer, schedule, reference_batch_size, clip_each_tensor, False, compile, lr_factors
-        )
-        self.weights = weights
-
-    def setup(self, stage: str) -> None:
-        """Load the weights to start from, unless a checkpoint is about to be loaded."""
-        if self.weights is not None and self.trainer.ckpt_path is None:
-            load_weights(self.network, self.weights)
-            self.weights = None
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """The `loss` of a batch."""
-        return self.training_loss(self.network.loss_terms(self.network(batch), batch), len(batch["index"]))
-
-    def new_metrics(self, split: str) -> dict[str, ExactMetric]:
-        """The loss, and accuracy or correlation."""
-        size = self.trainer.datamodule.size(split)
-        return {
-            "loss": LanguageMetric(size, {}),
-            "classification": ClassificationMetric(size, self.network.num_classes),
-        }
-
-    def evaluate(self, batch: dict[str, Any], split: str) -> None:
-        """Loss and scores of a batch."""
-        outputs = self.network(batch)
-        self.metrics[split]["loss"].update(batch["index"], self.network.loss_terms(outputs, batch))
-        self.metrics[split]["classification"].update(batch["index"], outputs["logits"], batch["labels"])
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """Per text its index and the scores (K,): probabilities, or the number that was asked for."""
-        logits = self.network(batch)["logits"].float()
-        scores = logits.softmax(1) if self.network.num_classes > 1 else logits
-        return [
-            {"index": i, "scores": row} for i, row in zip(batch["index"].tolist(), scores.cpu().numpy(), strict=True)
-        ]
 
 
 def detached(state: Any) -> Any:
