@@ -84,6 +84,10 @@ class DetectionDataModule(LightningDataModule):
         self._annotations: dict[str, DetectionAnnotations] = {}
         self._predict_files: list[str] | None = None
 
+    def __str__(self) -> str:
+        """Class and name; Lightning's own makes every loader to tell its length, and so reads the data."""
+        return f"{type(self).__name__} {self.name}"
+
     @property
     @abstractmethod
     def splits(self) -> list[str]:
