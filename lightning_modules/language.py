@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from models.language.weights import load_weights
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from lightning_modules.schedules import Schedule
 from metrics.exact import ExactMetric
 from metrics.language import LanguageMetric
 from models.language.language_model import LanguageModel
+from models.language.weights import load_weights
 
 
 class LanguageModule(TaskModule):

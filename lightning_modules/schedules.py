@@ -96,3 +96,23 @@ class Constant(Schedule):
     def factor(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
         """See the base class."""
         return 1.0
+
+
+@dataclass
+class WarmupThenCosine(Schedule):
+    """Linear warm-up, and a cosine over the steps that are left (GPT-3, appendix B; nanoGPT).
+
+    Args:
+        warmup_steps: length of the warm-up in optimiser steps; the first step has a rate already.
+        final: factor that the cosine ends at.
+    """
+
+    warmup_steps: int = 100
+    final: float = 0.1
+
+    def factor(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
+        """See the base class."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        progress = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,1 +1,7 @@
 """Language models: recurrent, ELMo, BERT, GPT."""
+
+from models.language.bert import BERT
+from models.language.gpt import GPT
+from models.language.language_model import LanguageModel
+
+__all__ = ["BERT", "GPT", "LanguageModel"]

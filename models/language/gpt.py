@@ -34,6 +34,8 @@ class GPT(LanguageModel):
         gelu: `tanh` (the approximation, as GPT-2 has it) or `erf`.
     """
 
+    perplexities = {"next_token_loss": "perplexity"}
+
     def __init__(
         self,
         *,

@@ -1,6 +1,8 @@
 """What every language model is: a network from token batches to raw outputs, with an exact loss and an encoder."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,11 +22,13 @@ class LanguageModel(nn.Module, ABC):
         vocab_size: number of tokens that are predicted.
         hidden_size: width of what `encode` returns.
         context_length: the most tokens that `forward` can take account of; None where there is no bound.
+        perplexities: loss term, where it is a mean negative log-likelihood per token -> what its perplexity is called.
     """
 
     vocab_size: int
     hidden_size: int
     context_length: int | None = None
+    perplexities: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, batch: Batch, state: Any = None) -> tuple[Batch, Any]:
