@@ -25,7 +25,7 @@ class DetectionModule(TaskModule):
         network: the detector.
         optimizer: see `TaskModule`, like `schedule`, `reference_batch_size`, `clip_each_tensor`, `channels_last`,
             `compile` and `lr_factors`.
-        weights: file or URL of weights to start from: a checkpoint of effdet or of Triptych.
+        weights: file or URL of weights to start from, published ones or Triptych's own; see `models.detection.weights`.
         protocol: how average precision is computed: `coco`, `voc07` (11 points) or `voc12` (all points).
     """
 

@@ -30,10 +30,7 @@ def read_checkpoint(source: str | os.PathLike, sha256: str | None = None) -> tup
     Raises:
         UserError: the source cannot be had or read, or holds no state dict.
     """
-    source = str(source)
-    path = _download(source, sha256) if urlparse(source).scheme in ("http", "https") else Path(source)
-    if not path.is_file():
-        raise UserError(f"there is no file of weights at {source}: correct the path")
+    path = local_file(source, sha256)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
@@ -54,6 +51,19 @@ def read_checkpoint(source: str | os.PathLike, sha256: str | None = None) -> tup
     state = {re.sub(r"^(module\.|model\.)+", "", key): value for key, value in checkpoint.items()}
     own = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
     return own or state, list(names)
+
+
+def local_file(source: str | os.PathLike, sha256: str | None = None) -> Path:
+    """Where a file of weights is on this machine, after a download if need be; arguments as `read_checkpoint`.
+
+    Raises:
+        UserError: the source cannot be had.
+    """
+    remote = urlparse(str(source)).scheme in ("http", "https")
+    path = _download(str(source), sha256) if remote else Path(source)
+    if not path.is_file():
+        raise UserError(f"there is no file of weights at {source}: correct the path")
+    return path
 
 
 def _download(url: str, sha256: str | None) -> Path:

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from models.checkpoint_file import read_checkpoint
 from models.loss_term import LossTerm
 
 
@@ -85,3 +87,27 @@ class Detector(nn.Module, ABC):
     def class_parameters(self) -> list[str]:
         """Names of the parameters whose first dimension is (anchors x classes): what a change of classes replaces."""
         return []
+
+    def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict in the layout of another program, in this network's names and order.
+
+        Called for files that hold names unknown here. The result has the rows of the file's own classes, however many
+        this network has, in all `class_parameters` and no others.
+
+        Args:
+            state: as `read_published` gives it.
+
+        Raises:
+            UserError: the file is known not to fit; the message goes on after the name of the file and a colon.
+        """
+        return state
+
+    def read_published(self, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+        """The tensors of a file by name, and the names of its classes, none where it does not say.
+
+        A detector whose authors' files are not torch's overrides it.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return read_checkpoint(path)

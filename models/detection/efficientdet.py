@@ -3,6 +3,8 @@
 from functools import partial
 from typing import NamedTuple
 
+from torch import Tensor
+
 from errors import UserError
 from models.backbones.timm_backbone import TimmBackbone
 from models.detection.anchors import AnchorGenerator
@@ -13,6 +15,7 @@ from models.detection.huber_loss import HuberLoss
 from models.detection.matcher import Matcher
 from models.detection.one_stage import OneStageDetector
 from models.detection.postprocess import Postprocessor
+from models.detection.weights_effdet import from_effdet
 from models.necks.bifpn import BiFPN
 
 
@@ -119,3 +122,7 @@ class EfficientDet(OneStageDetector):
             "COCO test-dev AP": row.test_dev_ap,
             "COCO val AP": row.val_ap,
         }
+
+    def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Reads effdet's `tf_efficientdet_*` weights; see `Detector`."""
+        return from_effdet(state) if "class_net.predict.conv_pw.weight" in state else state

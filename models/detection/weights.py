@@ -1,36 +1,17 @@
-"""Start a detector from weights that somebody trained: effdet's checkpoints and Triptych's own."""
+"""Start a detector from weights that somebody trained: published ones of other programs and Triptych's own."""
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from errors import UserError
-from models.checkpoint_file import read_checkpoint
-from models.detection.coco_classes import COCO_CLASSES
+from models.checkpoint_file import local_file
+from models.detection.coco_classes import CLASSES_BY_NUMBER, COCO_CLASSES
 from models.detection.detector import Detector
 
 log = logging.getLogger(__name__)
-
-# effdet's names and ours, applied in order.
-EFFDET_NAMES = [
-    (r"^backbone\.", "backbone.body."),
-    (r"(backbone\..*bn\d)\.", r"\1.bn."),
-    (r"^fpn\.resample\.3\.conv\.", "neck.extra."),
-    (r"^fpn\.cell\.(\d+)\.fnode\.(\d+)\.", r"neck.cells.\1.nodes.\2."),
-    (r"(nodes\.\d+)\.combine\.edge_weights$", r"\1.fusion.weights"),
-    (r"(nodes\.\d+)\.combine\.resample\.(\d+)\.conv\.", r"\1.projections.\2."),
-    (r"(nodes\.\d+)\.after_combine\.conv\.bn\.", r"\1.bn."),
-    (r"(nodes\.\d+)\.after_combine\.conv\.", r"\1.conv."),
-    (r"^(class|box)_net\.conv_rep\.", r"head.\1_net.convs."),
-    (r"^(class|box)_net\.bn_rep\.(\d+)\.(\d+)\.bn\.", r"head.\1_net.norms.\2.\3."),
-    (r"^(class|box)_net\.bn_rep\.(\d+)\.(\d+)\.(?=\w+$)", r"head.\1_net.norms.\3.\2."),  # sorted by level first
-    (r"^(class|box)_net\.predict\.", r"head.\1_net.predict."),
-    (r"^((?:neck|head)\..*)conv_dw\.", r"\1depthwise."),
-    (r"^((?:neck|head)\..*)conv_pw\.", r"\1pointwise."),
-]
 
 
 def load_weights(
@@ -43,14 +24,15 @@ def load_weights(
 ) -> None:
     """Load trained weights into a detector, in place.
 
-    If the checkpoint has another number of classes, the class predictor's rows are carried over for the classes that
-    both know and the other rows keep their fresh values; a warning says which. Classes are recognised by name, or,
-    without names, by COCO category id in effdet's networks of 90 classes.
+    If the file has other classes, the class predictor's rows are carried over for the classes that both know and the
+    other rows keep their fresh values; a warning says which. Classes are recognised by name, or, where the network's
+    have none, by COCO category id. Files of other programs do not name their classes: see `CLASSES_BY_NUMBER`. Which
+    layouts of other programs a detector can read, it says itself (`Detector.published_state`, `read_published`).
 
     Args:
         network: what is filled.
-        source: file or http(s) URL of an effdet state dict (`tf_efficientdet_*`) or of a checkpoint of Triptych. A
-            download is kept in torch.hub's cache.
+        source: file or http(s) URL of published weights or of a checkpoint of Triptych. A download is kept in
+            torch.hub's cache.
         class_names: of the network's classes in order.
         category_ids: of the network's classes in order, as in the dataset's file.
         sha256: what the downloaded file must hash to, or the first characters of it.
@@ -58,8 +40,13 @@ def load_weights(
     Raises:
         UserError: the source cannot be had or read, or does not fit the network.
     """
-    state, names = _read(str(source), sha256)
     own = network.state_dict()
+    state, names = network.read_published(local_file(source, sha256))
+    if not state.keys() <= own.keys():
+        try:
+            state = network.published_state(state)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
     fits_class = set(network.class_parameters())
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} is unknown here" for key in state if key not in own]
@@ -73,7 +60,9 @@ def load_weights(
             f"the weights {source} do not fit this {type(network).__name__} ({problems[0]}, and {len(problems) - 1} "
             f"more): choose the network and variant that they were trained with"
         )
-    if any(state[key].shape != own[key].shape for key in fits_class):
+    reordered = bool(names and class_names) and list(names) != list(class_names)
+    if reordered or any(state[key].shape != own[key].shape for key in fits_class):
+        names = names or _guess_names(network, state)
         rows = _known_classes(names, class_names, category_ids)
         for key in fits_class:
             state[key] = _carry_over(state[key], own[key], len(names), network.num_classes, rows, source)
@@ -89,28 +78,11 @@ def load_weights(
     network.load_state_dict(state)
 
 
-def _read(source: str, sha256: str | None) -> tuple[dict[str, Tensor], list[str]]:
-    """State dict in our names, and the names of its classes ("" where unknown)."""
-    state, names = read_checkpoint(source, sha256)
-    if "class_net.predict.conv_pw.weight" in state:
-        return _from_effdet(state, source)
-    return state, names
-
-
-def _from_effdet(state: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], list[str]]:
-    if "class_net.conv_rep.0.conv_pw.bias" not in state:
-        raise UserError(
-            f"{source} is one of effdet's efficientdet_* networks, which pad symmetrically and have no biases before "
-            f"batch normalisation: use its tf_efficientdet_* weights"
-        )
-    converted = {}
-    for key, value in state.items():
-        if not key.startswith("anchors."):  # of effdet's training bench
-            for pattern, replacement in EFFDET_NAMES:
-                key = re.sub(pattern, replacement, key)
-            converted[key] = value
-    rows = len(state["class_net.predict.conv_pw.bias"]) // (len(state["box_net.predict.conv_pw.bias"]) // 4)
-    return converted, list(COCO_CLASSES) if rows == len(COCO_CLASSES) else [""] * rows
+def _guess_names(network: Detector, state: dict[str, Tensor]) -> list[str]:
+    """The classes of a file that does not name them, as many as its predictor has rows for ("" where unknown)."""
+    key = network.class_parameters()[0]
+    number = len(state[key]) * network.num_classes // len(network.state_dict()[key])
+    return CLASSES_BY_NUMBER.get(number, [""] * number)
 
 
 def _known_classes(
@@ -120,9 +92,9 @@ def _known_classes(
     if class_names is not None:
         rows = {name: row for row, name in enumerate(names) if name}
         return {row: rows[name] for row, name in enumerate(class_names) if name in rows}
-    if category_ids is not None and list(names) == COCO_CLASSES:
-        known = {row + 1 for row, name in enumerate(names) if name}
-        return {row: id_ - 1 for row, id_ in enumerate(category_ids) if id_ in known}
+    if category_ids is not None and set(names) >= set(COCO_CLASSES) - {""}:
+        by_id = {id_: names.index(name) for id_, name in enumerate(COCO_CLASSES, 1) if name}
+        return {row: by_id[id_] for row, id_ in enumerate(category_ids) if id_ in by_id}
     return {}
 
 

@@ -133,6 +133,16 @@ def test_own_checkpoint(caplog):
     assert "except of the classes: star" in caplog.text
 
 
+def test_the_same_classes_in_another_order():
+    trained, other = network(3), network(3)
+    state = {f"network.{key}": value for key, value in trained.state_dict().items()}
+    torch.save({"state_dict": state, "triptych": {"data": {"class_names": ["circle", "square", "star"]}}}, "best.ckpt")
+    load_weights(other, "best.ckpt", class_names=["star", "circle", "square"])
+    weight = "head.class_net.predict.pointwise.weight"
+    ours, theirs = other.state_dict()[weight].view(9, 3, 64), trained.state_dict()[weight].view(9, 3, 64)
+    assert torch.equal(ours, theirs[:, [2, 0, 1]])
+
+
 @pytest.fixture
 def server(checkpoint, tmp_path, monkeypatch):
     """Serves the checkpoint's folder from this machine; torch.hub's cache is a fresh folder."""
@@ -212,5 +222,5 @@ def test_another_variant(checkpoint):
 
 def test_effdets_own_networks_are_refused():
     torch.save(effdet_state("efficientdet_d0"), "own.pth")
-    with pytest.raises(UserError, match=r"own.pth is one of effdet's efficientdet_\* networks, .* tf_efficientdet"):
+    with pytest.raises(UserError, match=r"own.pth: weights of effdet's efficientdet_\* networks, .* tf_efficientdet"):
         load_weights(network(), "own.pth")
