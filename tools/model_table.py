@@ -1,11 +1,12 @@
-"""Parameters, multiply-accumulates and input size of every configuration: `python -m tools.model_table [--json]`.
+"""Parameters and multiply-accumulates of the networks, beside the published figures: `python -m tools.model_table`.
 
-Networks are built without memory (on torch's meta device), with 90 classes where the data would say the number (COCO as
-EfficientDet counts its classes: raw category ids). Multiply-accumulates are those of convolutions and matrix products
-in one forward pass of one image of the network's own input size: what torch's FLOP counter sees, halved. Element-wise
-operations, normalisation and pooling are left out. The published figures, where a network has a `published` dictionary,
-stand beside ours; automl's multiply-accumulates come from TensorFlow's profiler, which counts more operations (about
-2 % for EfficientDet).
+By default the networks are those of `tools/published.yaml`, of the published sizes and numbers of classes; `--configs`
+shows the shipped configurations instead, many of which are narrower, for a first run on a small machine.
+
+Networks are built without memory (on torch's meta device). Multiply-accumulates are those of convolutions and matrix
+products in one forward pass of one image of the network's own input size: what torch's FLOP counter sees, halved.
+Element-wise operations, normalisation and pooling are left out, and so is what depends on the picture (the second stage
+of a two-stage detector). What was published may count more: TensorFlow's profiler finds about 2 % more in EfficientDet.
 """
 
 import argparse
@@ -22,30 +23,40 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from errors import UserError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-NUM_CLASSES = 90
+PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
+CONFIGS = PUBLISHED.parent.parent / "configs"
+# Where the data would say the number: COCO as EfficientDet counts its classes (raw category ids), VOC's classes with
+# the background, BERT's vocabulary.
+DEFAULTS = {"num_classes": 90, "vocab_size": 30_522}
 
 
-def build_network(config: dict[str, Any], num_classes: int = NUM_CLASSES) -> nn.Module:
+def build_network(config: dict[str, Any]) -> nn.Module:
     """A network from its `class_path` and `init_args`, on the meta device.
 
     Args:
-        config: the part of a configuration under `model.init_args.network`.
-        num_classes: given to the network if it takes a number of classes and the configuration leaves it to the data.
+        config: the part of a configuration under `model.init_args.network`; what the data would say and it leaves out
+            is taken from `DEFAULTS`.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=nn.Module)
-    config = {"class_path": config["class_path"], "init_args": dict(config.get("init_args") or {})}
-    module, _, name = config["class_path"].rpartition(".")
-    parameters = inspect.signature(getattr(__import__(module, fromlist=[name]), name)).parameters
-    if "num_classes" in parameters:
-        config["init_args"].setdefault("num_classes", num_classes)
-    for key in ("pretrained", "pretrained_backbone"):  # there is nothing to load on the meta device
-        if key in parameters:
-            config["init_args"][key] = False
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     with torch.device("meta"):
-        return instantiate(parser.parse_object({"network": config})).network
+        return instantiate(parser.parse_object({"network": _completed(config)})).network
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    arguments = dict(config.get("init_args") or {})
+    module, _, name = config["class_path"].rpartition(".")
+    parameters = inspect.signature(getattr(__import__(module, fromlist=[name]), name)).parameters
+    for key, value in DEFAULTS.items():
+        if key in parameters:
+            arguments.setdefault(key, value)
+    for key in ("pretrained", "pretrained_backbone"):  # there is nothing to load on the meta device
+        if key in parameters:
+            arguments[key] = False
+    if "encoder" in arguments:  # of a text classifier
+        arguments["encoder"] = _completed(arguments["encoder"])
+    return {"class_path": config["class_path"], "init_args": arguments}
 
 
 def count_macs(network: nn.Module, size: int) -> int:
@@ -57,19 +68,25 @@ def count_macs(network: nn.Module, size: int) -> int:
 
 
 def table_row(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Ours beside the published figures (None where nobody published one)."""
+    """Ours beside the published figures (None where nobody published one; language models have no size of input)."""
     network = build_network(config)
     published = dict(getattr(network, "published", {}))
+    size = getattr(network, "image_size", None)
     return {
-        "config": name,
+        "name": name,
         "network": config["class_path"],
-        "input_size": network.image_size,
+        "input_size": size,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "published_parameters": published.pop("parameters", None),
-        "macs": count_macs(network, network.image_size),
+        "macs": None if size is None else count_macs(network, size),
         "published_macs": published.pop("macs", None),
         "published_results": published,
     }
+
+
+def read_published() -> dict[str, dict[str, Any]]:
+    """Name -> network, of the networks as published."""
+    return yaml.safe_load(PUBLISHED.read_text())
 
 
 def read_networks(folder: Path) -> dict[str, dict[str, Any]]:
@@ -88,18 +105,21 @@ def main(args: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of configurations")
+    parser.add_argument(
+        "--configs", type=Path, nargs="?", const=CONFIGS, help="the configurations of a folder (default: configs/)"
+    )
     options = parser.parse_args(args)
-    rows = [table_row(name, config) for name, config in read_networks(options.configs).items()]
+    networks = read_networks(options.configs) if options.configs else read_published()
+    rows = [table_row(name, config) for name, config in networks.items()]
     if options.json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'config':20} {'size':>5} {'parameters':>12} {'published':>12} {'MACs':>9} {'published':>9}  results")
+    print(f"{'network':30} {'size':>5} {'parameters':>13} {'published':>13} {'MACs':>9} {'published':>9}  results")
     for row in rows:
         results = ", ".join(f"{name} {value}" for name, value in row["published_results"].items())
         print(
-            f"{row['config']:20} {row['input_size']:5} "
-            f"{row['parameters']:12,} {_number(row['published_parameters']):>12} "
+            f"{row['name']:30} {row['input_size'] or '-':>5} "
+            f"{row['parameters']:13,} {_number(row['published_parameters']):>13} "
             f"{_giga(row['macs']):>9} {_giga(row['published_macs']):>9}  {results}"
         )
 
