@@ -1,6 +1,7 @@
 """The command line as a user meets it: `main([...])` in process, on small generated data."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -94,8 +95,10 @@ def test_every_config_is_valid(name, capsys):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_overlay_is_valid(overlay, capsys):
+    path = ROOT / "configs" / overlay
+    base = re.search(r"--config (configs/\w+\.yaml)", path.read_text())  # its header says what it lies over
     with pytest.raises(SystemExit) as end:
-        main(["--config", D0, "--config", str(ROOT / "configs" / overlay), "--print_config"])
+        main(["--config", str(ROOT / base[1]) if base else D0, "--config", str(path), "--print_config"])
     assert end.value.code == 0
 
 
