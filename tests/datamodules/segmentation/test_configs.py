@@ -9,7 +9,7 @@ import datamodules.segmentation
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "data"
 
 
-@pytest.mark.parametrize("name", ["shapes_segmentation", "voc_segmentation", "camvid", "coco_segmentation"])
+@pytest.mark.parametrize("name", ["shapes_segmentation", "shapes_segmentation_64", "voc_segmentation", "camvid", "coco_segmentation"])
 def test_a_configuration_shows_every_option(name):
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     kind = getattr(datamodules.segmentation, config["class_path"].removeprefix("datamodules."))
