@@ -2,6 +2,7 @@
 
 from datamodules.text.causal import CausalTextData
 from datamodules.text.corpus import TextFiles
+from datamodules.text.masked import MaskedTextData
 from datamodules.text.sample import PythonTopics
 
-__all__ = ["CausalTextData", "PythonTopics", "TextFiles"]
+__all__ = ["CausalTextData", "MaskedTextData", "PythonTopics", "TextFiles"]
