@@ -25,7 +25,7 @@ class LanguageModule(TaskModule):
         network: the language model.
         optimizer: see `TaskModule`, like `schedule`, `reference_batch_size`, `clip_each_tensor`, `compile` and
             `lr_factors`.
-        weights: file or URL of weights to start from; see `models.language.weights`.
+        weights: file, folder, URL or `hub:NAME` of weights to start from; see `models.language.weights`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LanguageModule(TaskModule):
     def setup(self, stage: str) -> None:
         """Load the weights to start from, unless a checkpoint is about to be loaded."""
         if self.weights is not None and self.trainer.ckpt_path is None:
-            load_weights(self.network, self.weights)
+            load_weights(self.network, self.weights, self.trainer.datamodule.tokenizer.state())
             self.weights = None
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:

@@ -68,7 +68,9 @@ def local_file(source: str | os.PathLike, sha256: str | None = None) -> Path:
 
 def _download(url: str, sha256: str | None) -> Path:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(url).path).name
+    place = urlparse(url).path.strip("/")
+    # The Hugging Face hub has a model.safetensors for every model.
+    path = folder / (place.replace("/", "--") if "/resolve/" in place else Path(place).name)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,22 +1,12 @@
-"""Weights of GPT-2 and BERT in the layout of Hugging Face's transformers: to and from ours, and from files."""
+"""Weights of GPT-2 and BERT in the layout of Hugging Face's transformers, to and from ours."""
 
-import logging
-import os
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from errors import UserError
-from models.checkpoint_file import read_checkpoint
-from models.language.bert import BERT
-from models.language.gpt import GPT
-
-log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -116,63 +106,6 @@ def bert_to_transformers(state: Mapping[str, Tensor]) -> State:
         "cls.predictions.decoder.weight": state["tokens.weight"],
         "cls.predictions.decoder.bias": state["masked_head.bias"],
     }
-
-
-CONVERTERS: dict[type, Callable[[Mapping[str, Tensor]], State]] = {
-    GPT: gpt_from_transformers,
-    BERT: bert_from_transformers,
-}
-# Parts that a file may lack (they keep their fresh values) or hold in vain.
-HEADS = ("masked_head.", "pooler.", "next_sentence_head.")
-
-
-def load_weights(network: GPT | BERT, source: str | os.PathLike) -> None:
-    """Load trained weights into a transformer, in place.
-
-    BERT's heads and pooler may be missing from the file, or from the network; a warning says what began afresh or was
-    not used.
-
-    Args:
-        network: what is filled.
-        source: a `.safetensors` or torch file of transformers, or a checkpoint of Triptych; the latter two by http(s)
-            URL, too.
-
-    Raises:
-        UserError: the source cannot be had or read, or does not fit the network.
-    """
-    state = _read(str(source))
-    if "tokens.weight" not in state:
-        state = CONVERTERS[type(network)](state)
-    own = network.state_dict()
-    missing = [key for key in own if key not in state]
-    unknown = [key for key in state if key not in own]
-    problems = [f"{key} is missing" for key in missing if not key.startswith(HEADS)]
-    problems += [f"{key} is unknown here" for key in unknown if not key.startswith(HEADS)]
-    problems += [
-        f"{key} is {tuple(state[key].shape)} there and {tuple(value.shape)} here"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if problems:
-        raise UserError(
-            f"the weights {source} do not fit this {type(network).__name__} ({problems[0]}, and {len(problems) - 1} "
-            f"more): build it with the vocabulary and sizes that they were trained with"
-        )
-    for keys, what in ((missing, "begin afresh"), (unknown, "are not used")):
-        if keys:
-            log.warning("of the weights %s, these %s: %s", source, what, ", ".join(keys))
-    network.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
-
-
-def _read(source: str) -> State:
-    if not source.endswith(".safetensors"):
-        return read_checkpoint(source)[0]
-    if not Path(source).is_file():
-        raise UserError(f"there is no file of weights at {source}: correct the path")
-    try:
-        return load_file(source)
-    except SafetensorError as error:
-        raise UserError(f"{source} is no readable safetensors file ({error}): give an undamaged one") from error
 
 
 def _renamed(state: Mapping[str, Tensor], modules: dict[str, str]) -> State:

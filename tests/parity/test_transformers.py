@@ -20,8 +20,8 @@ from models.language.transformers_weights import (  # noqa: E402
     bert_to_transformers,
     gpt_from_transformers,
     gpt_to_transformers,
-    load_weights,
 )
+from models.language.weights import load_weights  # noqa: E402
 
 VOCAB = 83
 EXACT = {"rtol": 1e-4, "atol": 2e-6}
