@@ -4,6 +4,7 @@ Where the tokens of a row lie is planned once and kept on disk; a plan is a func
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -122,7 +123,7 @@ class Packed:
         inner = np.searchsorted(documents, [first, last])
         cuts = [int(sentences[s]) for s in documents[slice(*inner)] if begin < sentences[s] < end]
         edges = [begin, *cuts, end]
-        return assembled(self.text, list(zip(edges[:-1], edges[1:], strict=True)), self.cls, self.sep, None)
+        return assembled(self.text, list(pairwise(edges)), self.cls, self.sep, None)
 
 
 def assembled(text: Documents, spans: list[tuple[int, int]], cls: int, sep: int, label: int | None) -> Row:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from errors import UserError
 from models.language.language_model import IGNORE, Batch, LanguageModel, token_nll
 from models.language.transformer import Block, FullRows, RaggedRows, check_length, gelu_layer, rows_of
 from models.loss_term import LossTerm
@@ -19,6 +20,7 @@ BERT_SIZES = {
     "base": {"layers": 12, "heads": 12, "hidden_size": 768},
     "large": {"layers": 24, "heads": 16, "hidden_size": 1024},
 }
+PUBLISHED = {"base": 110_106_428, "large": 336_226_108}  # parameters with both heads, vocabulary of 30,522
 EPS = 1e-12  # of all layer normalisations
 
 
@@ -57,6 +59,7 @@ class BERT(LanguageModel):
 
     Args:
         vocab_size: number of tokens.
+        size: `tiny`, `mini`, `small`, `medium`, `base` or `large`: what the next three are where they are None.
         layers: number of transformer blocks.
         heads: attention heads of a block.
         hidden_size: width of the tokens, a multiple of `heads`.
@@ -67,15 +70,22 @@ class BERT(LanguageModel):
         attention_dropout: of the attention weights.
         gelu: `erf`, as in the paper's first code, or `tanh`, as in its last.
         next_sentence: have a pooler and a next-sentence head; without them, training is on masked words alone.
+
+    Attributes:
+        published: what was published of a network of these sizes: number of `parameters`.
     """
+
+    # Of single guesses with both sides in view, hence no likelihood of a text: never to be read beside a perplexity.
+    perplexities = {"masked_loss": "masked_perplexity"}
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        layers: int = 12,
-        heads: int = 12,
-        hidden_size: int = 768,
+        size: str = "base",
+        layers: int | None = None,
+        heads: int | None = None,
+        hidden_size: int | None = None,
         inner_size: int | None = None,
         context_length: int = 512,
         token_types: int = 2,
@@ -85,6 +95,14 @@ class BERT(LanguageModel):
         next_sentence: bool = True,
     ) -> None:
         super().__init__()
+        if size not in BERT_SIZES:
+            raise UserError(f"there is no BERT of size {size!r}: choose one of {', '.join(BERT_SIZES)}")
+        usual = BERT_SIZES[size]
+        layers, heads = layers or usual["layers"], heads or usual["heads"]
+        hidden_size = hidden_size or usual["hidden_size"]
+        own = {"layers": layers, "heads": heads, "hidden_size": hidden_size}
+        whole = next_sentence and vocab_size == 30522 and own == usual and inner_size is None
+        self.published = {"parameters": PUBLISHED[size]} if whole and size in PUBLISHED else {}
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.context_length = context_length

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from errors import UserError
-from models.language.bert import BERT, BERT_SIZES
+from models.language.bert import BERT
 from models.language.language_model import IGNORE
 from models.language.transformer import RaggedRows
 
@@ -54,9 +54,10 @@ def count(network):
 )
 def test_published_parameter_counts(size, encoder, both_heads, masked_only):
     with torch.device("meta"):
-        network = BERT(vocab_size=30522, **BERT_SIZES[size])
-        without_pairs = BERT(vocab_size=30522, next_sentence=False, **BERT_SIZES[size])
+        network = BERT(vocab_size=30522, size=size)
+        without_pairs = BERT(vocab_size=30522, size=size, next_sentence=False)
     assert count(network) - sum(parameter.numel() for parameter in network.head_parameters()) == encoder
+    assert network.published == ({"parameters": both_heads} if both_heads else {})
     if both_heads:
         assert count(network) == both_heads
         assert count(without_pairs) == masked_only
@@ -198,3 +199,11 @@ def test_without_pairs():
 def test_too_long_rows_are_refused():
     with pytest.raises(UserError, match="context_length 32"):
         small().encode({"input_ids": torch.zeros(1, 33, dtype=torch.long)})
+
+
+def test_sizes_by_name_and_one_by_one():
+    with torch.device("meta"):
+        network = BERT(vocab_size=VOCAB, size="mini", layers=3)
+    assert (len(network.blocks), network.blocks[0].attention.heads, network.hidden_size) == (3, 4, 256)
+    with pytest.raises(UserError, match="no BERT of size 'huge': choose one of tiny, mini"):
+        BERT(vocab_size=VOCAB, size="huge")
