@@ -33,9 +33,10 @@ class SegmentationMetric(ExactMetric):
             prediction: (H, W) integers 0..K-1, at the size of the original picture.
             truth: (H, W) integers 0..K-1, or 255 for pixels that count nowhere.
         """
-        # The cells that are not zero: a picture shows few of all pairs of classes.
-        cells, counts = np.unique(pairs(prediction, truth, len(self.class_names)), return_counts=True)
-        sample: dict[str, Any] = {"cells": cells, "counts": counts}
+        # Only the cells that are not zero are kept: a picture shows few of all pairs of classes.
+        confusion = confusion_matrix(prediction, truth, len(self.class_names)).ravel()
+        cells = np.flatnonzero(confusion)
+        sample: dict[str, Any] = {"cells": cells, "counts": confusion[cells]}
         if self.boundary:
             sample["boundary"] = boundary_counts(prediction, truth, len(self.class_names))
         self.samples[int(index)] = sample
@@ -61,10 +62,28 @@ class SegmentationMetric(ExactMetric):
         self.confusion = None
 
 
-def pairs(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """For every labelled pixel, the cell `truth * classes + prediction` of the confusion matrix, int64."""
-    labelled = truth != IGNORED
-    return truth[labelled].astype(np.int64) * classes + prediction[labelled]
+def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """How many pixels of each class were taken for each class, (K, K) int64, rows the truth.
+
+    Args:
+        prediction: (H, W) integers 0..K-1.
+        truth: (H, W) integers 0..K-1, or 255 for pixels that are left out.
+        classes: K.
+
+    Raises:
+        ValueError: the arrays differ in shape, or hold what is no class.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"the prediction has the shape {prediction.shape}, the truth {truth.shape}")
+    # Ignored pixels are counted like a class, in rows that are cut off: quicker than to pick out the others.
+    cells = np.multiply(truth, classes, dtype=np.intp)
+    cells += prediction
+    counts = np.bincount(cells.ravel(), minlength=(IGNORED + 1) * classes)
+    if len(counts) > (IGNORED + 1) * classes or counts[classes * classes : IGNORED * classes].any():
+        raise ValueError(f"the truth holds the label {int(truth[truth != IGNORED].max())}; there are {classes} classes")
+    if prediction.max(initial=0) >= classes:
+        raise ValueError(f"the prediction holds the label {int(prediction.max())}; there are {classes} classes")
+    return counts[: classes * classes].reshape(classes, classes)
 
 
 def scores(confusion: np.ndarray, class_names: list[str]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from metrics.exact import IncompleteError
-from metrics.segmentation import SegmentationMetric, boundary_counts
+from metrics.segmentation import SegmentationMetric, boundary_counts, confusion_matrix
 from tests.helpers import finish, start
 
 
@@ -166,3 +166,25 @@ def test_the_same_bits_on_several_processes(world, free_address):
     for status, output in [finish(process) for process in processes]:
         assert status == 0, output
         assert json.loads(output.splitlines()[-1]) == json.loads(alone[1].splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "message"),
+    [
+        ([[0, 1]], [[0, 2]], "the truth holds the label 2; there are 2 classes"),
+        ([[0, 1]], [[0, 254]], "the truth holds the label 254; there are 2 classes"),
+        ([[0, 2]], [[0, 1]], "the prediction holds the label 2; there are 2 classes"),
+        ([[0, 255]], [[0, 255]], "the prediction holds the label 255; there are 2 classes"),
+        ([[0, 1]], [[0], [1]], r"the prediction has the shape \(1, 2\), the truth \(2, 1\)"),
+    ],
+)
+def test_labels_that_are_no_class_are_refused(prediction, truth, message):
+    with pytest.raises(ValueError, match=message):
+        confusion_matrix(np.array(prediction, np.uint8), np.array(truth, np.uint8), 2)
+
+
+def test_the_largest_number_of_classes():
+    """255 classes: the last is 254, and 255 still counts nowhere."""
+    labels = np.array([[0, 254, 255, 254]], np.uint8)
+    counts = confusion_matrix(np.array([[0, 254, 3, 1]], np.uint8), labels, 255)
+    assert counts.sum() == 3 and counts[0, 0] == counts[254, 254] == counts[254, 1] == 1
