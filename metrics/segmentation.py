@@ -75,14 +75,14 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: int) ->
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"the prediction has the shape {prediction.shape}, the truth {truth.shape}")
+    if prediction.max(initial=0) >= classes:
+        raise ValueError(f"the prediction holds the label {int(prediction.max())}; there are {classes} classes")
     # Ignored pixels are counted like a class, in rows that are cut off: quicker than to pick out the others.
     cells = np.multiply(truth, classes, dtype=np.intp)
     cells += prediction
     counts = np.bincount(cells.ravel(), minlength=(IGNORED + 1) * classes)
     if len(counts) > (IGNORED + 1) * classes or counts[classes * classes : IGNORED * classes].any():
         raise ValueError(f"the truth holds the label {int(truth[truth != IGNORED].max())}; there are {classes} classes")
-    if prediction.max(initial=0) >= classes:
-        raise ValueError(f"the prediction holds the label {int(prediction.max())}; there are {classes} classes")
     return counts[: classes * classes].reshape(classes, classes)
 
 
