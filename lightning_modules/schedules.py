@@ -116,3 +116,25 @@ class WarmupThenCosine(Schedule):
             return (step + 1) / (self.warmup_steps + 1)
         progress = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass
+class WarmupLinear(Schedule):
+    """BERT's schedule: a linear warm-up from 0, then linearly to 0 (`optimization.py` of the authors' code).
+
+    As there, the decay is counted from step 0: where the warm-up ends the rate drops by the share of the steps that it
+    took.
+
+    Args:
+        warmup: length of the warm-up in optimiser steps (pretraining: 10,000), or, below 1, as a share of all steps
+            (fine-tuning: 0.1).
+    """
+
+    warmup: float = 10_000
+
+    def factor(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
+        """See the base class."""
+        steps = int(self.warmup * total_steps) if self.warmup < 1 else self.warmup
+        if step < steps:
+            return step / steps
+        return max(1 - step / max(total_steps, 1), 0.0)
