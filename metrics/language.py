@@ -16,7 +16,8 @@ class LanguageMetric(DatasetLoss):
 
     Perplexity is exp(total negative log-likelihood / total tokens): never a mean of perplexities or of batches' means.
     Since its size depends on how a text is cut into tokens, the same likelihood is also given per byte, per character
-    and per word of the text, which compare across tokenisers.
+    and per word of the text, which compare across tokenisers. Of models of two directions `perplexity` is the geometric
+    mean of both, exp(their mean loss), as ELMo's authors report it.
 
     Args:
         size: number of samples of the dataset, to check that all were seen; None leaves that unchecked.
@@ -57,18 +58,22 @@ class LanguageMetric(DatasetLoss):
                 right[key].append(sample[key])
         losses = {i: {k: v for k, v in sample.items() if k not in right} for i, sample in samples.items()}
         values = super().value(losses)
+        found: list[float] = []  # log-perplexities
         for term, name in self.perplexities.items():
             if term not in values:
                 continue
             tokens = math.fsum(sample[term][1] for sample in losses.values())
             nats = values[term] / losses[next(iter(losses))][term][2] * tokens  # without the term's weight
-            values[name] = exponential(nats / tokens) if tokens else float("nan")
+            found.append(nats / tokens if tokens else float("nan"))
+            values[name] = exponential(found[-1])
             prefix = name.removesuffix("perplexity")
             for unit in ("byte", "character"):
                 if f"{unit}s" in self.units:
                     values[f"{prefix}bits_per_{unit}"] = nats / math.log(2) / self.units[f"{unit}s"]
             if "words" in self.units:
                 values[f"{prefix}word_perplexity"] = exponential(nats / self.units["words"])
+        if len(found) > 1:
+            values["perplexity"] = exponential(math.fsum(found) / len(found))
         for key, rows in right.items():
             counts = math.fsum(count for _, count in rows)
             hits = math.fsum(hit for hit, _ in rows)

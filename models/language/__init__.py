@@ -1,7 +1,8 @@
 """Language models: recurrent, ELMo, BERT, GPT."""
 
 from models.language.bert import BERT
+from models.language.elmo import ELMo
 from models.language.gpt import GPT
 from models.language.language_model import LanguageModel
 
-__all__ = ["BERT", "GPT", "LanguageModel"]
+__all__ = ["BERT", "GPT", "ELMo", "LanguageModel"]
