@@ -24,9 +24,9 @@ PROPOSAL = -2
 class ProposalSource(ABC):
     """Finds boxes in pictures, and keeps what it found.
 
-    The boxes of a picture are kept under a hash of its pixels, in a folder named after a hash of the settings: a picture
-    that was changed is searched anew, equal pictures of several datasets are searched once, and a search that was
-    interrupted goes on where it ended. Files appear whole or not at all, whatever the number of processes.
+    The boxes of a picture are kept under a hash of its pixels, in a folder named after a hash of the settings: a
+    picture that was changed is searched anew, equal pictures of several datasets are searched once, and a search that
+    was interrupted goes on where it ended. Files appear whole or not at all, whatever the number of processes.
 
     Args:
         cache: folder to keep boxes in; None searches again whenever a picture is read.

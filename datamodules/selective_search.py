@@ -1,9 +1,9 @@
 """Selective search (Uijlings et al.: "Selective Search for Object Recognition", IJCV 2013).
 
 The first segmentation is scikit-image's (BSD, maintained); grouping the segments is written here. OpenCV's complete
-implementation comes with `opencv-contrib` alone, whose wheel fills the same `cv2` folder as the `opencv-python-headless`
-that albumentations requires: of the two only one can be installed. The packages `selectivesearch` (last release 2015)
-and `selective-search` (2020) are unmaintained, and group region by region in Python.
+implementation comes with `opencv-contrib` alone, whose wheel fills the same folder `cv2` as `opencv-python-headless`,
+which albumentations requires: only one of the two can be installed. The packages `selectivesearch` and
+`selective-search` are no longer maintained, and group segment by segment in Python.
 """
 
 from collections.abc import Sequence
@@ -141,7 +141,8 @@ def in_colour(image: np.ndarray, space: str) -> np.ndarray:
         return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None]
     if space == "hsv":
         return cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV) / np.array([360, 1, 1], np.float32)
-    return np.clip((cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB) + [0, 128, 128]) / [100, 255, 255], 0, 1).astype(np.float32)
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB) + np.array([0, 128, 128], np.float32)
+    return np.clip(lab / np.array([100, 255, 255], np.float32), 0, 1)
 
 
 def describe(channels: np.ndarray, segments: np.ndarray) -> Regions:
@@ -249,3 +250,16 @@ def _similarity(regions: Regions, i: int, near: np.ndarray, similarity: str) -> 
 def _union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The smallest boxes around one and each of others (..., 4)."""
     return np.concatenate([np.minimum(box, others)[..., :2], np.maximum(box, others)[..., 2:]], -1)
+
+
+def known_source(description: dict[str, Any]) -> ProposalSource:
+    """The source that a checkpoint describes, without a cache; see `ProposalSource.description`.
+
+    Raises:
+        UserError: it is none of the project's.
+    """
+    if description["kind"] != SelectiveSearch.__name__:
+        raise UserError(
+            f"the checkpoint's proposals come from {description['kind']!r}, which only the code that trained it has"
+        )
+    return SelectiveSearch(cache=None, **description["settings"])
