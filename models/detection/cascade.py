@@ -1,7 +1,7 @@
 """Cascade R-CNN's second stages (Cai and Vasconcelos: "Cascade R-CNN: Delving into High Quality ...", CVPR 2018)."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from models.detection.detector import Detections, Targets
 from models.detection.roi_extractor import RoIExtractor
 from models.detection.roi_head import BoxHead, BoxPredictor, class_scores, refine
 from models.detection.roi_postprocess import RoIPostprocessor
-from models.detection.roi_training import RoISamples, box_losses, class_losses, sample_rois
+from models.detection.roi_training import RoISamples, box_losses, class_losses, sample_rois, spread
 from models.detection.sampler import RandomSampler
 from models.loss_term import LossTerm
 
@@ -39,10 +39,25 @@ class Stage(nn.Module):
         self.box_head = box_head
         self.predictor = BoxPredictor(box_head.channels, num_classes, class_agnostic=class_agnostic)
 
-    def forward(self, pooled: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Pooled features (B * P, ...) of boxes of `shape` (B, P) -> logits (B, P, K + 1) and codes (B, P, 4, R)."""
+    def forward(self, pooled: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (N, ...) of the N boxes taken (B, P) -> logits (B, P, K + 1) and codes (B, P, 4, R)."""
         logits, codes = self.predictor(self.box_head(pooled))
-        return logits.unflatten(0, shape), codes.unflatten(0, shape)
+        return spread(logits, taken), spread(codes, taken)
+
+
+class ScaledGradient(torch.autograd.Function):
+    """What it is given; its gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        """The tensor itself."""
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient of a loss."""
+        return ctx.factor * gradient, None
 
 
 class CascadeRoIHead(nn.Module):
@@ -51,7 +66,8 @@ class CascadeRoIHead(nn.Module):
     Boxes are resampled before each stage: objects are added to the corrected boxes, all are assigned anew at the
     stage's own overlap and sampled again (section 4.2). Codes are normalised anew for each stage by its coder's
     weights, the inverse standard deviations of its corrections. At test time the boxes of the last stage are scored by
-    the mean of all stages' classifiers (section 4.1).
+    the mean of all stages' classifiers (section 4.1). The defaults are MMDetection's; detectron2 has loss weights of 1,
+    `smooth_l1_beta` 0, `gradient_scale` 1/3, `resample` False and `scores` of `own_boxes`.
 
     Args:
         channels: of the features.
@@ -65,8 +81,12 @@ class CascadeRoIHead(nn.Module):
         postprocessor: None is Detectron's.
         class_agnostic: one code for all classes.
         smooth_l1_beta: where the box loss turns from a parabola to a line.
+        gradient_scale: factor on the gradient that every stage sends back into the features.
+        resample: False keeps the boxes of the first stage throughout and only assigns them anew.
         test_stages: how many stages are used at test time; None is all.
-        ensemble: score by all the used stages' classifiers, else by the last one's.
+        scores: whose are averaged: `last_boxes` of all the used stages' classifiers on the boxes that the last one is
+            given, as in the paper; `own_boxes` of all of them, each on those that it is given itself, as in MMDetection
+            and detectron2; `last_stage` are those of the last one alone.
     """
 
     def __init__(
@@ -83,8 +103,10 @@ class CascadeRoIHead(nn.Module):
         postprocessor: RoIPostprocessor | None = None,
         class_agnostic: bool = True,
         smooth_l1_beta: float = 1.0,
+        gradient_scale: float = 1.0,
+        resample: bool = True,
         test_stages: int | None = None,
-        ensemble: bool = True,
+        scores: Literal["last_boxes", "own_boxes", "last_stage"] = "last_boxes",
     ) -> None:
         super().__init__()
         if not len(positive_ious) == len(code_weights) == len(loss_weights):
@@ -104,8 +126,10 @@ class CascadeRoIHead(nn.Module):
         self.sampler = sampler or RandomSampler(size=512, positive_fraction=0.25)
         self.postprocessor = postprocessor or RoIPostprocessor()
         self.smooth_l1_beta = smooth_l1_beta
+        self.gradient_scale = gradient_scale
+        self.resample = resample
         self.test_stages = len(self.stages) if test_stages is None else test_stages
-        self.ensemble = ensemble
+        self.scores = scores
 
     def loss_terms(
         self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, targets: Targets, image_size: Tensor
@@ -126,7 +150,7 @@ class CascadeRoIHead(nn.Module):
             count = samples.taken.sum(1).clamp(min=1).float()
             class_loss = class_losses(stage.logits, samples.labels, samples.taken)
             box_loss = box_losses(
-                stage.codes, samples, coder, max_positives=self.sampler.max_positives, beta=self.smooth_l1_beta
+                stage.codes, samples, coder, max_positives=samples.labels.shape[1], beta=self.smooth_l1_beta
             )
             terms[f"stage{number}_class_loss"] = LossTerm(class_loss, count, weight, 0.0)
             terms[f"stage{number}_box_loss"] = LossTerm(box_loss, count, weight, 0.0)
@@ -139,36 +163,49 @@ class CascadeRoIHead(nn.Module):
 
         The samples hold the overlaps of the boxes that each stage is given: the statistics of resampling.
         """
+        sampler, add_objects = self.sampler, True
         for stage, coder, positive_iou in zip(self.stages, self.coders, self.positive_ious, strict=True):
             samples = sample_rois(
-                boxes, valid, targets, self.sampler, positive_iou=positive_iou, deterministic=not self.training
+                boxes,
+                valid,
+                targets,
+                sampler,
+                positive_iou=positive_iou,
+                deterministic=not self.training,
+                add_objects=add_objects,
             )
-            logits, codes = stage(self.extractor(features, samples.boxes), samples.boxes.shape[:2])
+            pooled = self.extractor(features, samples.boxes, samples.taken)
+            logits, codes = stage(ScaledGradient.apply(pooled, self.gradient_scale), samples.taken)
             yield TrainedStage(samples, logits, codes)
             boxes = refine(samples.boxes, logits, codes, coder, image_size)
-            # Objects are added afresh for every stage; boxes that ended up beside the image teach nothing.
-            valid = samples.taken & ~samples.is_object & (boxes[..., 2:] > boxes[..., :2]).all(-1)
-
-    def stage_boxes(self, features: Sequence[Tensor], boxes: Tensor, image_size: Tensor) -> Iterator[Tensor]:
-        """The boxes (B, P, 4) that each stage is given at test time: proposals, then corrected ones."""
-        for stage, coder in zip(self.stages, self.coders, strict=True):
-            yield boxes
-            logits, codes = stage(self.extractor(features, boxes), boxes.shape[:2])
-            boxes = refine(boxes, logits, codes, coder, image_size)
+            # Boxes that ended up beside the image teach nothing.
+            valid = samples.taken & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+            if self.resample:  # objects are added afresh
+                valid &= ~samples.is_object
+            else:
+                sampler, add_objects = RandomSampler(size=boxes.shape[1], positive_fraction=1.0), False
 
     def detect(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, image_size: Tensor) -> Detections:
         """Detections from proposals (B, P, 4), `valid` (B, P) False where padded."""
-        last = self.test_stages - 1
-        for stage, coder in zip(self.stages[:last], self.coders, strict=False):
-            logits, codes = stage(self.extractor(features, boxes), boxes.shape[:2])
-            boxes = refine(boxes, logits, codes, coder, image_size)
-        pooled = self.extractor(features, boxes)
-        logits, codes = self.stages[last](pooled, boxes.shape[:2])
-        scores = class_scores(logits, valid)
-        if self.ensemble:
-            others = [class_scores(stage(pooled, boxes.shape[:2])[0], valid) for stage in self.stages[:last]]
-            scores = torch.stack([*others, scores]).mean(0)
-        return self.postprocessor(scores, codes, boxes, self.coders[last], image_size)
+        scores = []
+        stages = self.stages[: self.test_stages]
+        for number, (stage, coder) in enumerate(zip(stages, self.coders, strict=False), 1):
+            pooled = self.extractor(features, boxes, valid)
+            logits, codes = stage(pooled, valid)
+            scores.append(class_scores(logits, valid))
+            if number < len(stages):
+                boxes = refine(boxes, logits, codes, coder, image_size)
+        if self.scores == "last_boxes":
+            scores = [*(class_scores(stage(pooled, valid)[0], valid) for stage in stages[:-1]), scores[-1]]
+        elif self.scores == "last_stage":
+            scores = scores[-1:]
+        return self.postprocessor(torch.stack(scores).mean(0), codes, boxes, coder, image_size)
+
+    def on_pooled(self, pooled: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Features (N, C, S, S) -> logits (N, K + 1) and codes (N, 4, R), for each run of a stage in `detect`."""
+        stages = self.stages[: self.test_stages]
+        again = stages[:-1] if self.scores == "last_boxes" else []
+        return [stage.predictor(stage.box_head(pooled)) for stage in [*stages, *again]]
 
     def class_parameters(self) -> list[str]:
         """Names of the parameters that a change of classes replaces."""

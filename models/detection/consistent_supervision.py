@@ -11,7 +11,7 @@ from models.detection.detector import Targets
 from models.detection.roi_extractor import RoIExtractor, with_image
 from models.detection.roi_head import BoxHead, BoxPredictor, RoIHead
 from models.detection.roi_postprocess import RoIPostprocessor
-from models.detection.roi_training import RoISamples, box_losses, class_losses
+from models.detection.roi_training import RoISamples, box_losses, class_losses, spread
 from models.detection.sampler import RandomSampler
 from models.loss_term import LossTerm
 
@@ -79,9 +79,10 @@ class ConsistentRoIHead(RoIHead):
                 "set the neck to models.necks.aug_fpn.AugFPN, or roi_head to models.detection.roi_head.RoIHead"
             )
         samples = self.sample(boxes, valid, targets)
-        levels = [self.supervise(x, samples.boxes, s) for x, s in zip(laterals, self.extractor.strides, strict=False)]
+        strides = self.extractor.strides
+        levels = [self.supervise(x, samples, s) for x, s in zip(laterals, strides, strict=False)]
         auxiliary = [self._losses(logits, codes, samples) for logits, codes in levels]
-        class_loss, box_loss = self._losses(*self(features, samples.boxes), samples)
+        class_loss, box_loss = self._losses(*self(features, samples.boxes, samples.taken), samples)
         count = samples.taken.sum(1).clamp(min=1).float()
         return {
             "class_loss": LossTerm(class_loss, count, 1.0, 0.0),
@@ -90,11 +91,11 @@ class ConsistentRoIHead(RoIHead):
             "auxiliary_box_loss": LossTerm(sum(b for _, b in auxiliary), count, self.auxiliary_weight, 0.0),
         }
 
-    def supervise(self, lateral: Tensor, boxes: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-        """Predict for boxes (B, P, 4) from one lateral (B, C, H, W): logits (B, P, K + 1), codes (B, P, 4, R)."""
-        pooled = self.extractor.pool(lateral, with_image(boxes), stride)
+    def supervise(self, lateral: Tensor, samples: RoISamples, stride: int) -> tuple[Tensor, Tensor]:
+        """Predict for the S samples from one lateral (B, C, H, W): logits (B, S, K + 1), codes (B, S, 4, R)."""
+        pooled = self.extractor.pool(lateral, with_image(samples.boxes, samples.taken), stride)
         logits, codes = self.auxiliary_predictor(self.auxiliary_head(pooled))
-        return logits.unflatten(0, boxes.shape[:2]), codes.unflatten(0, boxes.shape[:2])
+        return spread(logits, samples.taken), spread(codes, samples.taken)
 
     def class_parameters(self) -> list[str]:
         """Names of the parameters that a change of classes replaces."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.detection.detector import Detections, Targets
 from models.detection.matcher import NEGATIVE
 from models.detection.roi_head import ClassPredictor, RoIHead, class_scores
-from models.detection.roi_training import box_losses, class_losses
+from models.detection.roi_training import box_losses, class_losses, spread
 from models.loss_term import LossTerm
 
 
@@ -34,19 +34,19 @@ class IntegralRoIHead(RoIHead):
         width = self.box_head.channels
         self.classifiers = nn.ModuleList(ClassPredictor(width, num_classes) for _ in positive_ious[1:])
 
-    def predict(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[list[Tensor], Tensor]:
-        """For boxes (B, P, 4): logits (B, P, K + 1) per classifier, and codes (B, P, 4, R)."""
-        x = self.box_head(self.extractor(features, boxes))
+    def predict(self, features: Sequence[Tensor], boxes: Tensor, taken: Tensor) -> tuple[list[Tensor], Tensor]:
+        """For boxes (B, P, 4) taken or not (B, P): logits (B, P, K + 1) per classifier, and codes (B, P, 4, R)."""
+        x = self.box_head(self.extractor(features, boxes, taken))
         logits, codes = self.predictor(x)
         all_logits = [logits, *(classifier(x) for classifier in self.classifiers)]
-        return [y.unflatten(0, boxes.shape[:2]) for y in all_logits], codes.unflatten(0, boxes.shape[:2])
+        return [spread(y, taken) for y in all_logits], spread(codes, taken)
 
     def loss_terms(
         self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, targets: Targets, image_size: Tensor
     ) -> dict[str, LossTerm]:
         """Terms `class_loss`, the sum over the classifiers, and `box_loss`; arguments as of `RoIHead`."""
         samples = self.sample(boxes, valid, targets)
-        all_logits, codes = self.predict(features, samples.boxes)
+        all_logits, codes = self.predict(features, samples.boxes, samples.taken)
         count = samples.taken.sum(1).clamp(min=1).float()
         class_loss = sum(
             class_losses(logits, samples.labels.where(samples.iou >= positive_iou, NEGATIVE), samples.taken)
@@ -62,7 +62,7 @@ class IntegralRoIHead(RoIHead):
 
     def detect(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, image_size: Tensor) -> Detections:
         """Detections from proposals (B, P, 4), `valid` (B, P) False where padded."""
-        all_logits, codes = self.predict(features, boxes)
+        all_logits, codes = self.predict(features, boxes, valid)
         scores = torch.stack([class_scores(logits, valid) for logits in all_logits]).mean(0)
         return self.postprocessor(scores, codes, boxes, self.box_coder, image_size)
 

@@ -8,6 +8,7 @@ from torchvision.ops import nms
 
 from models.detection.box_coder import BoxCoder
 from models.detection.boxes import clip_boxes
+from models.detection.precision import at_least_float32
 
 
 class ProposalSelector:
@@ -65,9 +66,9 @@ class ProposalSelector:
         boxes, scores = [], []
         for level_logits, level_codes, level_anchors in zip(objectness, box_codes, parts, strict=True):
             logit, index = level_logits.topk(min(candidates, level_logits.shape[1]), sorted=True)
-            codes = level_codes.gather(1, index[..., None].expand(-1, -1, 4)).float()
+            codes = at_least_float32(level_codes.gather(1, index[..., None].expand(-1, -1, 4)))
             boxes.append(box_coder.decode(codes, level_anchors[index]))
-            scores.append(logit.float().sigmoid())
+            scores.append(at_least_float32(logit).sigmoid())
         boxes = torch.cat([clip_boxes(level, image_size) for level in boxes], 1)
         scores = torch.cat(self._suppress(boxes.split([level.shape[1] for level in scores], 1), scores), 1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)

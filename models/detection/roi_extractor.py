@@ -47,21 +47,22 @@ class RoIExtractor(nn.Module):
         self.canonical_size = canonical_size
         self.canonical_level = canonical_level
 
-    def forward(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, taken: Tensor) -> Tensor:
         """Pool.
 
         Args:
             features: (B, C, H_l, W_l) per level.
             boxes: (B, P, 4) XYXY pixels of the input.
+            taken: (B, P) bool, False where padded.
 
         Returns:
-            (B * P, C, S, S).
+            (N, C, S, S), N the number of boxes taken.
         """
-        rois = with_image(boxes)
+        rois = with_image(boxes, taken)
         if len(self.strides) == 1:
             return self.pool(features[0], rois, self.strides[0])
         # Sort the boxes by level, pool each level's, and put them back in their order.
-        levels = self.levels(boxes).flatten()
+        levels = self.levels(rois[:, 1:])
         order = levels.argsort(stable=True)
         counts = torch.bincount(levels, minlength=len(self.strides)).tolist()
         parts = rois[order].split(counts)
@@ -93,14 +94,13 @@ class AllLevelsRoIExtractor(RoIExtractor):
     of `RoIExtractor`; no level is canonical.
     """
 
-    def forward(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """Features (B, C, H_l, W_l) per level and boxes (B, P, 4) -> (B * P, levels, C, S, S)."""
-        rois = with_image(boxes)
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, taken: Tensor) -> Tensor:
+        """Features (B, C, H_l, W_l) per level and boxes (B, P, 4) taken or not (B, P) -> (N, levels, C, S, S)."""
+        rois = with_image(boxes, taken)
         return torch.stack([self.pool(x, rois, s) for x, s in zip(features, self.strides, strict=False)], 1)
 
 
-def with_image(boxes: Tensor) -> Tensor:
-    """(B, P, 4) -> (B * P, 5): the image's index, then the box."""
-    batch, count = boxes.shape[:2]
-    image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype).repeat_interleave(count)
-    return torch.cat([image[:, None], boxes.flatten(0, 1)], 1)
+def with_image(boxes: Tensor, taken: Tensor) -> Tensor:
+    """The N boxes of (B, P, 4) that are taken (B, P) -> (N, 5): the image's index, then the box."""
+    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
+    return torch.cat([image.expand(-1, boxes.shape[1], -1), boxes], 2)[taken]

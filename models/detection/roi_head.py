@@ -9,9 +9,10 @@ from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
 from models.detection.box_heads import TwoFCHead
 from models.detection.boxes import clip_boxes
 from models.detection.detector import Detections, Targets
+from models.detection.precision import at_least_float32
 from models.detection.roi_extractor import RoIExtractor
 from models.detection.roi_postprocess import RoIPostprocessor
-from models.detection.roi_training import RoISamples, box_losses, class_losses, own_codes, sample_rois
+from models.detection.roi_training import RoISamples, box_losses, class_losses, own_codes, sample_rois, spread
 from models.detection.sampler import RandomSampler
 from models.loss_term import LossTerm
 
@@ -123,10 +124,20 @@ class RoIHead(nn.Module):
         self.smooth_l1_beta = smooth_l1_beta
         self.iterations = iterations
 
-    def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict for boxes (B, P, 4): logits (B, P, K + 1), the background last, and codes (B, P, 4, R)."""
-        logits, codes = self.predictor(self.box_head(self.extractor(features, boxes)))
-        return logits.unflatten(0, boxes.shape[:2]), codes.unflatten(0, boxes.shape[:2])
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict for the boxes (B, P, 4) that are `taken` (B, P); the others get zeros.
+
+        Padding goes through no layer: a batch normalisation would count it.
+
+        Returns:
+            Logits (B, P, K + 1), the background last, and codes (B, P, 4, R).
+        """
+        logits, codes = self.on_pooled(self.extractor(features, boxes, taken))
+        return spread(logits, taken), spread(codes, taken)
+
+    def on_pooled(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C, S, S) -> logits (N, K + 1) and codes (N, 4, R)."""
+        return self.predictor(self.box_head(pooled))
 
     def sample(self, boxes: Tensor, valid: Tensor, targets: Targets) -> RoISamples:
         """The proposals (B, P, 4) to train with; at random in training, else in a fixed order."""
@@ -153,7 +164,7 @@ class RoIHead(nn.Module):
             image_size: (B, 2).
         """
         samples = self.sample(boxes, valid, targets)
-        logits, codes = self(features, samples.boxes)
+        logits, codes = self(features, samples.boxes, samples.taken)
         count = samples.taken.sum(1).clamp(min=1).float()
         class_loss = class_losses(logits, samples.labels, samples.taken)
         box_loss = box_losses(
@@ -166,10 +177,10 @@ class RoIHead(nn.Module):
 
     def detect(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, image_size: Tensor) -> Detections:
         """Detections from proposals (B, P, 4), `valid` (B, P) False where padded."""
-        logits, codes = self(features, boxes)
+        logits, codes = self(features, boxes, valid)
         for _ in range(self.iterations - 1):
             boxes = refine(boxes, logits, codes, self.box_coder, image_size)
-            logits, codes = self(features, boxes)
+            logits, codes = self(features, boxes, valid)
         return self.postprocessor(class_scores(logits, valid), codes, boxes, self.box_coder, image_size)
 
     def class_parameters(self) -> list[str]:
@@ -179,11 +190,11 @@ class RoIHead(nn.Module):
 
 def class_scores(logits: Tensor, valid: Tensor) -> Tensor:
     """Logits (B, P, K + 1) -> probabilities of the classes (B, P, K) float32, 0 where not `valid` (B, P)."""
-    return logits.float().softmax(-1)[..., :-1].where(valid[..., None], 0)
+    return at_least_float32(logits).softmax(-1)[..., :-1].where(valid[..., None], 0)
 
 
 @torch.no_grad()
 def refine(boxes: Tensor, logits: Tensor, codes: Tensor, box_coder: BoxCoder, image_size: Tensor) -> Tensor:
     """Boxes (B, P, 4) moved by the codes (B, P, 4, R) of their likeliest class, clipped to the image."""
     labels = logits[..., :-1].argmax(-1)
-    return clip_boxes(box_coder.decode(own_codes(codes, labels).float(), boxes), image_size)
+    return clip_boxes(box_coder.decode(at_least_float32(own_codes(codes, labels)), boxes), image_size)

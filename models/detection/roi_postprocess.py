@@ -7,6 +7,7 @@ from models.detection.box_coder import BoxCoder
 from models.detection.boxes import clip_boxes
 from models.detection.detector import Detections
 from models.detection.nms import HardNMS, SoftNMS
+from models.detection.precision import at_least_float32
 from models.detection.roi_training import own_codes
 
 
@@ -55,7 +56,7 @@ class RoIPostprocessor:
         scores, pair = scores.topk(count, sorted=True)
         row, labels = pair // num_classes, pair % num_classes  # (B, N)
         image = torch.arange(len(row), device=row.device)[:, None]
-        codes = own_codes(box_codes[image, row], labels).float()
+        codes = at_least_float32(own_codes(box_codes[image, row], labels))
         boxes = clip_boxes(box_coder.decode(codes, boxes[image, row]), image_size)
         large = (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(-1)
         kept, scores = self._suppress(boxes, scores.where(large, 0), labels)

@@ -10,6 +10,7 @@ from models.detection.box_coder import BoxCoder
 from models.detection.boxes import pairwise_iou
 from models.detection.detector import Targets
 from models.detection.matcher import IGNORED, NEGATIVE
+from models.detection.precision import at_least_float32
 from models.detection.sampler import RandomSampler
 
 
@@ -43,6 +44,7 @@ def sample_rois(
     positive_iou: float = 0.5,
     min_negative_iou: float = 0.0,
     deterministic: bool = False,
+    add_objects: bool = True,
 ) -> RoISamples:
     """Add the objects to the proposals, assign each box to the object that it overlaps most, and sample.
 
@@ -54,11 +56,13 @@ def sample_rois(
         positive_iou: a box that overlaps an object as much is positive.
         min_negative_iou: a box that overlaps all objects less is not taken (Fast R-CNN 0.1).
         deterministic: see the sampler.
+        add_objects: False leaves the proposals by themselves.
     """
     real = (targets["labels"] >= 0) & ~targets["iscrowd"]  # (B, M)
     proposals = boxes.shape[1]
-    boxes = torch.cat([boxes, targets["boxes"]], 1)
-    valid = torch.cat([valid, real], 1)
+    if add_objects:
+        boxes = torch.cat([boxes, targets["boxes"].to(boxes.dtype)], 1)
+        valid = torch.cat([valid, real], 1)
     objects = targets["boxes"].where(real[..., None], 0)  # an empty box overlaps nothing
     iou, match = pairwise_iou(objects, boxes).max(1)  # (B, P + M)
     candidate = valid & (iou >= min_negative_iou)
@@ -91,7 +95,9 @@ def class_losses(logits: Tensor, labels: Tensor, taken: Tensor) -> Tensor:
         (B,) float32.
     """
     classes = logits.shape[-1] - 1
-    loss = F.cross_entropy(logits.float().flatten(0, 1), labels.where(labels >= 0, classes).flatten(), reduction="none")
+    loss = F.cross_entropy(
+        at_least_float32(logits).flatten(0, 1), labels.where(labels >= 0, classes).flatten(), reduction="none"
+    )
     return loss.view_as(labels).where(taken, 0).sum(1)
 
 
@@ -109,12 +115,21 @@ def box_losses(codes: Tensor, samples: RoISamples, box_coder: BoxCoder, *, max_p
         (B,) float32.
     """
     labels, boxes, goals = (x[:, :max_positives] for x in (samples.labels, samples.boxes, samples.goals))
-    codes = own_codes(codes[:, :max_positives], labels.clamp(min=0)).float()
+    codes = at_least_float32(own_codes(codes[:, :max_positives], labels.clamp(min=0)))
     positive = (labels >= 0)[..., None]
     # An empty box has no code, so places without an object get a box of their own.
     unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     wanted = box_coder.encode(goals.where(positive, unit), boxes.where(positive, unit))
     return F.smooth_l1_loss(codes, wanted, reduction="none", beta=beta).where(positive, 0).sum((1, 2))
+
+
+def spread(values: Tensor, taken: Tensor) -> Tensor:
+    """Rows (N, ...) of the N True places of (B, S) -> (B, S, ...), 0 elsewhere."""
+    if len(values) == taken.numel():
+        return values.unflatten(0, taken.shape)
+    result = values.new_zeros(*taken.shape, *values.shape[1:])
+    result[taken] = values
+    return result
 
 
 def own_codes(codes: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
 from models.detection.detector import Targets
 from models.detection.low_quality_matcher import LowQualityMatcher
+from models.detection.precision import at_least_float32
 from models.detection.proposals import ProposalSelector
 from models.detection.sampler import RandomSampler
 from models.detection.sized_anchors import SizedAnchors
@@ -100,8 +101,8 @@ class RPN(nn.Module):
         boxes, valid = targets["boxes"], (targets["labels"] >= 0) & ~targets["iscrowd"]
         match = self.matcher(anchors, boxes, valid)  # (B, A)
         index, taken, positive = self.sampler(match, deterministic=not self.training)  # (B, S)
-        logits = logits.gather(1, index).float()
-        class_loss = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
+        logits = at_least_float32(logits.gather(1, index))
+        class_loss = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
         count = taken.sum(1).clamp(min=1).float()  # (B,)
         terms = {"rpn_class_loss": LossTerm(class_loss.where(taken, 0).sum(1), count, 1.0, 0.0)}
         # Positives come first in a sample: all others have no box to learn.
@@ -111,7 +112,7 @@ class RPN(nn.Module):
         anchors = anchors[index]
         goal = boxes.gather(1, objects[..., None].expand(-1, -1, 4)).where(positive[..., None], anchors)
         goal = self.box_coder.encode(goal, anchors)
-        codes = codes.gather(1, index[..., None].expand(-1, -1, 4)).float()
+        codes = at_least_float32(codes.gather(1, index[..., None].expand(-1, -1, 4)))
         box_loss = F.smooth_l1_loss(codes, goal, reduction="none", beta=self.smooth_l1_beta)
         terms["rpn_box_loss"] = LossTerm(box_loss.where(positive[..., None], 0).sum((1, 2)), count, 1.0, 0.0)
         return terms

@@ -36,9 +36,9 @@ class SoftRoIExtractor(RoIExtractor):
         )
         self.weights = spatial_weights(channels, len(self.strides))
 
-    def forward(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """Features (B, C, H_l, W_l) per level and boxes (B, P, 4) -> (B * P, C, S, S)."""
-        rois = with_image(boxes)
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, taken: Tensor) -> Tensor:
+        """Features (B, C, H_l, W_l) per level and boxes (B, P, 4) taken or not (B, P) -> (N, C, S, S)."""
+        rois = with_image(boxes, taken)
         levels = torch.stack([self.pool(x, rois, s) for x, s in zip(features, self.strides, strict=False)], 1)
-        weights = self.weights(levels.flatten(1, 2)).sigmoid()  # (B * P, levels, S, S)
+        weights = self.weights(levels.flatten(1, 2)).sigmoid()  # (N, levels, S, S)
         return torch.einsum("nlchw,nlhw->nchw", levels, weights)

@@ -70,7 +70,7 @@ def test_soft_selection_weighs_every_level():
     extractor.weights[2].weight.data.zero_()
     extractor.weights[2].bias.data = torch.tensor([0.0, 30.0])
     fine, coarse = (roi_align(x, list(boxes), 5, 1 / s, aligned=True) for x, s in zip(pyramid, (4, 8), strict=True))
-    torch.testing.assert_close(extractor(pyramid, boxes), fine / 2 + coarse)
+    torch.testing.assert_close(extractor(pyramid, boxes, torch.ones(2, 2, dtype=torch.bool)), fine / 2 + coarse)
 
 
 def detector(neck=AugFPN):

@@ -122,6 +122,25 @@ def test_loss_of_every_stage(head, features, boxes, targets):
     assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
 
 
+def test_as_in_detectron2(head, features, boxes, targets):
+    head.resample = False
+    first, second, third = list(head.train_stages(features, boxes, VALID, targets, SIZE))
+    assert first.samples.taken.sum(1).tolist() == second.samples.taken.sum(1).tolist() == [31, 31]
+    for before, after, positive_iou in ((first, second, 0.6), (second, third, 0.7)):
+        assert not after.samples.is_object.any()
+        corrected = refine(before.samples.boxes, before.logits, before.codes, head.coders[before is second], SIZE)
+        assert (after.samples.boxes[:, :, None] == corrected[:, None]).all(-1).any(2).all()
+        assert torch.equal(after.samples.labels >= 0, after.samples.iou >= positive_iou)
+    pooled = [x.requires_grad_() for x in features]
+    gradients = []
+    for factor in (1.0, 0.25):
+        head.gradient_scale = factor
+        loss = head.loss_terms(pooled, boxes, VALID, targets, SIZE)["stage2_class_loss"].value()
+        gradients.append(torch.autograd.grad(loss, [pooled[0], head.stages[1].predictor.classes.weight]))
+    torch.testing.assert_close(gradients[1][0], gradients[0][0] / 4)
+    torch.testing.assert_close(gradients[1][1], gradients[0][1])
+
+
 def test_no_gradient_passes_from_stage_to_stage(head, features, boxes, targets):
     terms = head.loss_terms(features, boxes, VALID, targets, SIZE)
     terms["stage3_class_loss"].value().backward()
@@ -136,13 +155,22 @@ def test_an_image_without_objects(head, features, boxes, targets):
     assert terms["stage2_box_loss"].numerator[0] == 0 < terms["stage2_box_loss"].numerator[1]
 
 
+def given_boxes(head, features, boxes):
+    """What each stage is given at test time."""
+    given = [boxes]
+    for stage, coder in zip(head.stages, head.coders, strict=True):
+        logits, codes = stage(head.extractor(features, given[-1], VALID), VALID)
+        given.append(refine(given[-1], logits, codes, coder, SIZE))
+    return given[:-1]
+
+
 def test_ensemble_scores_the_last_boxes(head, features, boxes):
     valid = VALID.clone()
     valid[0, 20:] = False
-    given = list(head.stage_boxes(features, boxes, SIZE))
+    given = given_boxes(head, features, boxes)
     assert torch.equal(given[0], boxes) and not torch.equal(given[1], given[2])
-    pooled = head.extractor(features, given[2])
-    outputs = [stage(pooled, (2, 30)) for stage in head.stages]
+    pooled = head.extractor(features, given[2], VALID)
+    outputs = [stage(pooled, VALID) for stage in head.stages]
     mean = sum(class_scores(logits, valid) for logits, _ in outputs) / 3
     assert mean[0, 20:].abs().sum() == 0
     expected = head.postprocessor(mean, outputs[2][1], given[2], head.coders[2], SIZE)
@@ -152,9 +180,15 @@ def test_ensemble_scores_the_last_boxes(head, features, boxes):
 
 
 def test_stage_by_stage(head, features, boxes):
-    given = list(head.stage_boxes(features, boxes, SIZE))
-    head.test_stages, head.ensemble = 2, False
-    logits, codes = head.stages[1](head.extractor(features, given[1]), (2, 30))
+    given = given_boxes(head, features, boxes)
+    head.test_stages, head.scores = 2, "last_stage"
+    first, _ = head.stages[0](head.extractor(features, given[0], VALID), VALID)
+    logits, codes = head.stages[1](head.extractor(features, given[1], VALID), VALID)
     expected = head.postprocessor(class_scores(logits, VALID), codes, given[1], head.coders[1], SIZE)
+    found = head.detect(features, boxes, VALID, SIZE)
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+    head.scores = "own_boxes"
+    mean = (class_scores(first, VALID) + class_scores(logits, VALID)) / 2
+    expected = head.postprocessor(mean, codes, given[1], head.coders[1], SIZE)
     found = head.detect(features, boxes, VALID, SIZE)
     assert all(torch.equal(found[key], expected[key]) for key in found)

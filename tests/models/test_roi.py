@@ -1,5 +1,7 @@
 """Extraction, heads, sampling, losses and postprocessing of the second stage."""
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -14,6 +16,8 @@ from models.detection.roi_head import BoxPredictor, RoIHead, refine
 from models.detection.roi_postprocess import RoIPostprocessor
 from models.detection.roi_training import box_losses, class_losses, sample_rois
 from models.detection.sampler import RandomSampler
+
+ALL = torch.ones(2, 40, dtype=torch.bool)
 
 
 def square(side):
@@ -47,7 +51,7 @@ def test_extraction_over_levels_against_torchvision(pyramid, boxes):
     theirs = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
     boxes[0, 0] = torch.tensor(square(250.0))
     expected = theirs({str(i): x for i, x in enumerate(pyramid[:4])}, list(boxes), [(256, 256)] * 2)
-    found = RoIExtractor(sampling_ratio=2, aligned=False)(pyramid, boxes)
+    found = RoIExtractor(sampling_ratio=2, aligned=False)(pyramid, boxes, ALL)
     torch.testing.assert_close(found, expected)
     assert RoIExtractor().levels(boxes).unique().tolist() == [0, 1, 2]
 
@@ -55,7 +59,7 @@ def test_extraction_over_levels_against_torchvision(pyramid, boxes):
 @pytest.mark.parametrize("method", ["align", "pool"])
 def test_extraction_from_one_level(pyramid, boxes, method):
     extractor = RoIExtractor(strides=(16,), output_size=5, method=method)
-    found = extractor([pyramid[2]], boxes).unflatten(0, (2, 40))
+    found = extractor([pyramid[2]], boxes, ALL).unflatten(0, (2, 40))
     for image in range(2):
         if method == "align":
             one = torchvision.ops.roi_align(pyramid[2][image, None], [boxes[image]], 5, 1 / 16, 0, True)
@@ -66,20 +70,34 @@ def test_extraction_from_one_level(pyramid, boxes, method):
 
 def test_pooling_a_linear_feature_reads_its_coordinates():
     x = (torch.arange(32).float() + 0.5).expand(32, 32) * 8  # the x coordinate of every cell's centre
-    found = RoIExtractor(strides=(8,), output_size=2)([x[None, None]], torch.tensor([[[40.0, 40, 104, 72]]]))
+    box = torch.tensor([[[40.0, 40, 104, 72]]])
+    found = RoIExtractor(strides=(8,), output_size=2)([x[None, None]], box, ALL[:1, :1])
     torch.testing.assert_close(found[0, 0, 0], torch.tensor([56.0, 88.0]))
 
 
+def test_padding_goes_through_no_layer(pyramid, boxes):
+    torch.manual_seed(0)
+    taken = ALL.clone()
+    taken[1, 25:] = False
+    options = {"extractor": RoIExtractor(output_size=3), "box_head": partial(ConvFCHead, conv_channels=4, width=8)}
+    head = RoIHead(3, 2, **options).train()
+    logits, codes = head(pyramid, boxes, taken)
+    assert logits[taken].all() and not logits[~taken].any() and not codes[~taken].any()
+    # Batch normalisation has seen what is taken and nothing else.
+    mean = head.box_head.convs[0](head.extractor(pyramid, boxes, taken)).mean((0, 2, 3))
+    torch.testing.assert_close(head.box_head.norms[0].running_mean, 0.1 * mean)
+
+
 def test_half_precision_features_keep_whole_coordinates(pyramid, boxes):
-    found = RoIExtractor()([x.bfloat16() for x in pyramid], boxes)
-    torch.testing.assert_close(found, RoIExtractor()([x.bfloat16().float() for x in pyramid], boxes))
+    found = RoIExtractor()([x.bfloat16() for x in pyramid], boxes, ALL)
+    torch.testing.assert_close(found, RoIExtractor()([x.bfloat16().float() for x in pyramid], boxes, ALL))
 
 
 def test_adaptive_pooling_takes_the_largest_of_all_levels(pyramid, boxes):
-    pooled = AllLevelsRoIExtractor()(pyramid, boxes)
+    pooled = AllLevelsRoIExtractor()(pyramid, boxes, ALL)
     assert pooled.shape == (80, 4, 3, 7, 7)
     for level, stride in enumerate((4, 8, 16, 32)):
-        single = RoIExtractor(strides=(stride,))([pyramid[level]], boxes)
+        single = RoIExtractor(strides=(stride,))([pyramid[level]], boxes, ALL)
         torch.testing.assert_close(pooled[:, level], single)
     head = AdaptiveTwoFCHead(3, 7, width=16)
     parts = torch.stack([fc(pooled[:, i].flatten(1)).relu() for i, fc in enumerate(head.fc1)])
@@ -227,7 +245,7 @@ def test_iterative_box_regression(pyramid, boxes):
     size, valid = torch.full((2, 2), 256), torch.ones(2, 40, dtype=torch.bool)
     once, twice = small_head(), small_head(iterations=2)
     with torch.no_grad():
-        moved = refine(boxes, *once(pyramid, boxes), once.box_coder, size)
+        moved = refine(boxes, *once(pyramid, boxes, valid), once.box_coder, size)
         expected, found = once.detect(pyramid, moved, valid, size), twice.detect(pyramid, boxes, valid, size)
         assert not torch.equal(found["boxes"], once.detect(pyramid, boxes, valid, size)["boxes"])
     assert all(torch.equal(found[key], expected[key]) for key in found)
@@ -259,7 +277,7 @@ def test_integral_loss(pyramid, boxes):
     samples = head.sample(boxes, valid, targets)
     between = (samples.iou >= 0.5) & (samples.iou < 0.7)
     assert between.any()
-    (first, second), _ = head.predict(pyramid, samples.boxes)
+    (first, second), _ = head.predict(pyramid, samples.boxes, samples.taken)
     terms = head.loss_terms(pyramid, boxes, valid, targets, size)
     expected = class_losses(first, samples.labels, samples.taken)
     expected = expected + class_losses(second, samples.labels.masked_fill(between, NEGATIVE), samples.taken)
@@ -269,7 +287,7 @@ def test_integral_loss(pyramid, boxes):
     expected = plain.loss_terms(pyramid, boxes, valid, targets, size)
     torch.testing.assert_close(terms["box_loss"].numerator, expected["box_loss"].numerator)
     found = head.detect(pyramid, boxes, valid, size)
-    (first, second), codes = head.predict(pyramid, boxes)
+    (first, second), codes = head.predict(pyramid, boxes, valid)
     mean = (first.softmax(-1) + second.softmax(-1))[..., :2] / 2
     expected = head.postprocessor(mean, codes, boxes, head.box_coder, size)
     torch.testing.assert_close(found["scores"], expected["scores"])
