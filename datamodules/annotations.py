@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.outlines import Outlines
+
 
 @dataclass
 class DetectionAnnotations:
@@ -30,6 +32,7 @@ class DetectionAnnotations:
         class_names: of the dense labels, by position.
         category_ids: of the annotation file, by position.
         fingerprint: hash of all of the above but the paths' folders.
+        outlines: the objects' masks, if they were asked for.
     """
 
     image_files: np.ndarray
@@ -46,6 +49,7 @@ class DetectionAnnotations:
     class_names: list[str]
     category_ids: list[int] | list[str]
     fingerprint: str = ""
+    outlines: Outlines | None = None
 
     def __post_init__(self) -> None:
         digest = hashlib.sha256(repr((self.class_names, self.category_ids, self.image_ids)).encode())
@@ -72,7 +76,8 @@ class DetectionAnnotations:
         Args:
             images: per image (path, id, height, width).
             image_index: per object the position of its image.
-            objects: per object `boxes` (4 numbers), `labels`, `area`, `iscrowd`, `difficult`, `annotation_ids`.
+            objects: per object `boxes` (4 numbers), `labels`, `area`, `iscrowd`, `difficult`, `annotation_ids`, and
+                maybe `outlines`, compressed run lengths.
             class_names: see the class.
             category_ids: see the class.
         """
@@ -97,6 +102,7 @@ class DetectionAnnotations:
             annotation_ids=column("annotation_ids", np.int64),
             class_names=list(class_names),
             category_ids=list(category_ids),
+            outlines=Outlines.from_list([objects["outlines"][i] for i in order]) if "outlines" in objects else None,
         )
 
     def ground_truth(self) -> dict[str, Any]:
@@ -120,7 +126,8 @@ class DetectionAnnotations:
         """The objects of image `index` as a network learns them: XYXY, clipped to the image, empty boxes dropped.
 
         Returns:
-            `boxes` (n, 4) float32 XYXY, `labels` (n,) int64, `iscrowd` (n,) bool, `difficult` (n,) bool.
+            `boxes` (n, 4) float32 XYXY, `labels` (n,) int64, `iscrowd` (n,) bool, `difficult` (n,) bool, and
+            `position` (n,) int64, where they are in the flat arrays.
         """
         these = slice(self.offsets[index], self.offsets[index + 1])
         boxes = self.boxes[these].copy()
@@ -133,4 +140,5 @@ class DetectionAnnotations:
             "labels": self.labels[these][keep],
             "iscrowd": self.iscrowd[these][keep],
             "difficult": self.difficult[these][keep],
+            "position": these.start + np.flatnonzero(keep),
         }

@@ -79,7 +79,7 @@ class CocoDetection(DetectionDataModule):
                 f"{file}: no such annotation file; name yours with --data.root and --data.{split}_annotations, "
                 "or get COCO 2017 with --data.download true"
             )
-        return read_coco(file, self.root / images)
+        return read_coco(file, self.root / images, outlines=self.needs_outlines(split))
 
 
 def fetch_coco(root: Path, archives: dict[str, str] = ARCHIVES) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.annotations import DetectionAnnotations
+from datamodules.outlines import run_lengths
 from errors import UserError
 
 
-def read_coco(annotation_file: str | Path, image_folder: str | Path | None) -> DetectionAnnotations:
+def read_coco(
+    annotation_file: str | Path, image_folder: str | Path | None, *, outlines: bool = False
+) -> DetectionAnnotations:
     """Read an `instances` file of any COCO-format dataset.
 
     Dense labels follow the ascending category ids (as COCOeval orders them), whatever ids the file uses. Ids may be
@@ -21,6 +24,7 @@ def read_coco(annotation_file: str | Path, image_folder: str | Path | None) -> D
     Args:
         annotation_file: JSON with `images`, `annotations` and `categories`.
         image_folder: where `file_name`s are; None where pictures are not needed.
+        outlines: also read the objects' masks.
 
     Raises:
         UserError: naming the file and the annotation that is wrong.
@@ -64,6 +68,8 @@ def read_coco(annotation_file: str | Path, image_folder: str | Path | None) -> D
     objects: dict[str, list[Any]] = {
         key: [] for key in ("boxes", "labels", "area", "iscrowd", "difficult", "annotation_ids")
     }
+    if outlines:
+        objects["outlines"] = []
     image_index = []
     beyond = 0
     for number, annotation in enumerate(content["annotations"], 1):
@@ -91,6 +97,8 @@ def read_coco(annotation_file: str | Path, image_folder: str | Path | None) -> D
         objects["iscrowd"].append(bool(annotation.get("iscrowd", 0)))
         objects["difficult"].append(False)
         objects["annotation_ids"].append(number)
+        if outlines:
+            objects["outlines"].append(run_lengths(file, annotation, images[image][2:]))
     if beyond > 0.2 * len(image_index) and beyond >= 10:
         raise UserError(
             f"{file}: {beyond} of {len(image_index)} boxes end outside their image, as if bbox held two corners; COCO "

@@ -14,14 +14,17 @@ from torch.utils.data import Dataset
 from datamodules.annotations import DetectionAnnotations
 from datamodules.images import CorruptImageError, read_image
 from datamodules.loader import SampleKey
+from datamodules.multi_scale import SizedKey
+from datamodules.proposals import PROPOSAL, ProposalSource, with_proposals
 from datamodules.randomness import sample_rng
+from datamodules.samples import Sample
 from datamodules.transforms import Transformed
 from errors import UserError
 
 log = logging.getLogger(__name__)
 
-# (dataset, index, random stream) -> the transformed sample, its labels and its crowd marks
-Recipe = Callable[["DetectionDataset", int, np.random.Generator], tuple[Transformed, np.ndarray, np.ndarray]]
+# (dataset, index, random stream) -> the transformed sample, its labels and its crowd marks; takes `side` if sizes vary
+Recipe = Callable[..., Sample]
 
 
 class DetectionDataset(Dataset):
@@ -37,6 +40,7 @@ class DetectionDataset(Dataset):
             there a black picture of the right size stands in, so that its objects count as missed.
         report: file that lists the skipped pictures, shared by all processes, so that each is warned of once.
         training: whether pictures may take each other's place.
+        proposals: finds boxes that go through the recipe with the objects.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class DetectionDataset(Dataset):
         on_bad_sample: str = "stop",
         report: Path | None = None,
         training: bool = False,
+        proposals: ProposalSource | None = None,
     ) -> None:
         self.annotations = annotations
         self.recipe = recipe
@@ -57,13 +62,14 @@ class DetectionDataset(Dataset):
         self.on_bad_sample = on_bad_sample
         self.report = report
         self.training = training
+        self.proposals = proposals
         self.quarantine: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def load(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The original picture (H, W, 3) uint8 and the objects to learn: boxes, labels, iscrowd.
+        """The original picture (H, W, 3) uint8 and the objects to learn: boxes, labels, iscrowd, position.
 
         Raises:
             UserError: the picture cannot be read, or, if bad ones are skipped, no picture can.
@@ -73,11 +79,31 @@ class DetectionDataset(Dataset):
             if image is None and not self.training:
                 image = np.zeros((*self._size(candidate), 3), np.uint8)
             if image is not None:
-                return image, self._objects(candidate)
+                objects = self._objects(candidate)
+                if self.proposals is not None:
+                    objects = with_proposals(objects, self.proposals.boxes(image))
+                return image, objects
         raise UserError(
             f"{self.annotations.image_files[index]}: this picture and the {len(self) - 1} others of its split cannot "
             "be decoded; check the dataset"
         )
+
+    def masks(self, objects: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
+        """The masks (n, H, W) bool of what `load` returned.
+
+        Args:
+            objects: of a picture.
+            size: its (height, width).
+
+        Raises:
+            UserError: the dataset has no outlines.
+        """
+        if self.annotations.outlines is None:
+            raise UserError(
+                "data.augmentation copy_paste needs outlines of the objects, which this dataset does not have: choose "
+                "another augmentation, or data in COCO's format with segmentations"
+            )
+        return self.annotations.outlines.masks(objects["position"], size)
 
     def _read(self, index: int) -> np.ndarray | None:
         if index in self.quarantine:
@@ -117,19 +143,26 @@ class DetectionDataset(Dataset):
     def _size(self, index: int) -> tuple[int, int]:
         return int(self.annotations.heights[index]), int(self.annotations.widths[index])
 
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """A sample as `collate_detection` takes it."""
-        epoch, index = key
-        done, labels, iscrowd = self.recipe(self, index, sample_rng(self.seed, epoch, index))
-        return as_sample(index, done, self._size(index), labels, iscrowd)
+    def __getitem__(self, key: SampleKey | SizedKey) -> dict[str, Any]:
+        """A sample as `collate_detection` takes it; where sizes vary, the key says the side of its batch."""
+        epoch, index, *side = key
+        options = {"side": side[0]} if side else {}
+        done, labels, iscrowd = self.recipe(self, index, sample_rng(self.seed, epoch, index), **options)
+        return as_sample(index, done, self._size(index), labels, iscrowd, proposals=self.proposals is not None)
 
 
 class PictureDataset(Dataset):
     """Pictures without annotations, for prediction; the same samples as `DetectionDataset`, without objects."""
 
-    def __init__(self, files: list[str], transform: Callable[[np.ndarray, np.ndarray], Transformed]) -> None:
+    def __init__(
+        self,
+        files: list[str],
+        transform: Callable[[np.ndarray, np.ndarray], Transformed],
+        proposals: ProposalSource | None = None,
+    ) -> None:
         self.files = files
         self.transform = transform
+        self.proposals = proposals
 
     def __len__(self) -> int:
         return len(self.files)
@@ -137,8 +170,20 @@ class PictureDataset(Dataset):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """The picture, upright, transformed."""
         _, index = key
-        image = read_image(self.files[index])
-        return as_sample(index, self.transform(image, np.zeros((0, 4), np.float32)), image.shape[:2])
+        return picture_sample(index, read_image(self.files[index]), self.transform, self.proposals)
+
+
+def picture_sample(
+    index: int,
+    image: np.ndarray,
+    transform: Callable[[np.ndarray, np.ndarray], Transformed],
+    proposals: ProposalSource | None = None,
+) -> dict[str, Any]:
+    """A picture without objects, transformed, with the proposals that a detector may need."""
+    boxes = np.zeros((0, 4), np.float32) if proposals is None else proposals.boxes(image)
+    done = transform(image, boxes)
+    marks = np.full(len(done.boxes), PROPOSAL, np.int64)
+    return as_sample(index, done, image.shape[:2], marks, np.zeros(len(marks), bool), proposals=proposals is not None)
 
 
 def as_sample(
@@ -147,9 +192,25 @@ def as_sample(
     original_size: tuple[int, int],
     labels: np.ndarray | None = None,
     iscrowd: np.ndarray | None = None,
+    *,
+    proposals: bool = False,
 ) -> dict[str, Any]:
-    """A sample as `collate_detection` takes it; without labels, a picture without objects."""
+    """A sample as `collate_detection` takes it; without labels, a picture without objects.
+
+    Args:
+        index: of the picture.
+        done: the picture and the boxes of its objects.
+        original_size: (height, width).
+        labels: of the boxes; what has the label PROPOSAL is none of the objects.
+        iscrowd: of the boxes.
+        proposals: whether the sample has proposals.
+    """
     boxes = torch.from_numpy(done.boxes)
+    found = {}
+    if proposals:
+        objects = torch.from_numpy(labels != PROPOSAL)
+        found = {"proposals": boxes[~objects]}
+        boxes, labels, iscrowd = boxes[objects], labels[objects.numpy()], iscrowd[objects.numpy()]
     planes = np.empty((3, *done.image.shape[:2]), np.uint8)
     cv2.split(done.image, list(planes))  # into them: eight times as fast as a transposed copy
     return {
@@ -162,4 +223,5 @@ def as_sample(
         "labels": torch.zeros(0, dtype=torch.int64) if labels is None else torch.from_numpy(labels),
         "iscrowd": torch.zeros(0, dtype=torch.bool) if iscrowd is None else torch.from_numpy(iscrowd),
         "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+        **found,
     }

@@ -12,8 +12,19 @@ from datamodules.annotations import DetectionAnnotations
 from datamodules.collate import collate_detection
 from datamodules.dataset import DetectionDataset, PictureDataset, Recipe
 from datamodules.loader import EpochBatches, ResumableLoader
-from datamodules.recipes import AUGMENTATIONS, plain
-from datamodules.transforms import Pixels, resize_to_fit
+from datamodules.multi_scale import MultiScaleBatches
+from datamodules.proposals import ProposalSource
+from datamodules.recipes import (
+    ANY_SIZE,
+    AUGMENTATIONS,
+    CARRY_PROPOSALS,
+    OUTLINED,
+    RESIZES,
+    STRETCHED,
+    make_recipe,
+    plain,
+)
+from datamodules.transforms import Pixels
 from errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -30,14 +41,23 @@ class DetectionDataModule(LightningDataModule):
         batch_size: pictures per step and process.
         eval_batch_size: likewise for validation, test and prediction; None is `batch_size`.
         num_workers: processes that read pictures; 0 reads in the training process. Never changes what is read.
-        augmentation: `none`, `flip`, `efficientdet` (scale jitter .1 to 2, crop or pad, flip), `efficientdet_mild`
-            (jitter .8 to 1.2) or `mosaic`.
+        augmentation: `none`, `flip`, `efficientdet` (or `large_scale_jitter`: scale jitter .1 to 2, crop or pad, flip),
+            `efficientdet_mild` (jitter .8 to 1.2), `ssd`, `yolo` (v3's), `yolo_crop` (v1's and v2's), `mosaic`, `mixup`
+            or `copy_paste`; see `datamodules.recipes`.
+        augmentation_options: numbers of the augmentation that differ from its defaults, such as `{jitter: 0.3}`.
+        resize: at evaluation and prediction, and where the augmentation leaves it open: `fit` pictures into the square
+            and pad the rest, or `stretch` them to it. None is what the augmentation's paper does: `stretch` for `ssd`
+            and `yolo_crop`, else `fit`.
+        training_sizes: train at these sizes in place of `image_size`: one is drawn for all pictures of a batch.
+        size_every: batches that are trained at one size before another is drawn.
         transforms: albumentations that come before it, as a list of `class_path` and `init_args`.
         shuffle: whether training pictures come in a new order each epoch.
         keep_difficult: also learn objects that VOC marks as difficult.
         on_bad_sample: `stop` at a picture that cannot be decoded, or `skip` it with a warning and list it in
             `bad_samples.txt` in the run directory.
         images: for prediction: a picture, a folder or a glob pattern.
+        proposals: finds the boxes that R-CNN, SPPNet and Fast R-CNN classify, such as `SelectiveSearch`; they are
+            searched once, before the first epoch.
         seed: of order and augmentation; linked to `seed_everything`.
     """
 
@@ -51,11 +71,16 @@ class DetectionDataModule(LightningDataModule):
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         augmentation: str = "efficientdet",
+        augmentation_options: dict[str, Any] | None = None,
+        resize: Literal["fit", "stretch"] | None = None,
+        training_sizes: list[int] | None = None,
+        size_every: int = 10,
         transforms: list[dict[str, Any]] | None = None,
         shuffle: bool = True,
         keep_difficult: bool = False,
         on_bad_sample: Literal["stop", "skip"] = "stop",
         images: str | None = None,
+        proposals: ProposalSource | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -63,6 +88,8 @@ class DetectionDataModule(LightningDataModule):
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
             "image_size": image_size,
+            "size_every": size_every,
+            "training_sizes": min(training_sizes, default=0) if training_sizes is not None else None,
         }.items():
             if value is not None and value < 1:
                 raise UserError(f"data.{option} is {value}; it must be at least 1")
@@ -70,16 +97,26 @@ class DetectionDataModule(LightningDataModule):
             raise UserError(f"data.num_workers is {num_workers}; it must be at least 0")
         if augmentation not in AUGMENTATIONS:
             raise UserError(f"data.augmentation is {augmentation!r}; choose one of {', '.join(AUGMENTATIONS)}")
+        if proposals is not None and augmentation not in CARRY_PROPOSALS:
+            raise UserError(
+                f"data.augmentation is {augmentation!r}, which does not carry data.proposals along; choose one of "
+                f"{', '.join(sorted(CARRY_PROPOSALS))}"
+            )
         self.image_size = image_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.augmentation = augmentation
+        self.resize = resize or ("stretch" if augmentation in STRETCHED else "fit")
+        self.make_sample = make_recipe(augmentation, augmentation_options or {}, resize=self.resize)
+        self.training_sizes = training_sizes
+        self.size_every = size_every
         self.pixels = Pixels(transforms) if transforms else None
         self.shuffle = shuffle
         self.keep_difficult = keep_difficult
         self.on_bad_sample = on_bad_sample
         self.images = images
+        self.proposals = proposals
         self.seed = seed
         self._annotations: dict[str, DetectionAnnotations] = {}
         self._predict_files: list[str] | None = None
@@ -96,6 +133,10 @@ class DetectionDataModule(LightningDataModule):
     @abstractmethod
     def _read(self, split: str) -> DetectionAnnotations:
         """Read the annotations of a split; fetch or generate the dataset first if need be."""
+
+    def needs_outlines(self, split: str) -> bool:
+        """Whether the masks of a split's objects are to be read, too."""
+        return split == "train" and self.augmentation in OUTLINED
 
     def annotations(self, split: str) -> DetectionAnnotations:
         """The annotations of a split, read once.
@@ -153,23 +194,30 @@ class DetectionDataModule(LightningDataModule):
             "class_names": self.class_names,
             "category_ids": self.category_ids,
             "image_size": self.image_size,
+            "resize": self.resize,
+            **({} if self.proposals is None else {"proposals": self.proposals.description()}),
         }
 
     def dataset(self, split: str, augmented: bool) -> DetectionDataset:
         """A split as samples."""
-        recipe: Recipe = partial(plain, side=self.image_size)
+        recipe: Recipe = partial(plain, side=self.image_size, resize=self.resize)
         if augmented:
-            if self.image_size is None and self.augmentation not in ("none", "flip"):
+            if self.image_size is None and self.augmentation not in ANY_SIZE:
                 raise UserError(f"data.augmentation {self.augmentation} cuts pictures to data.image_size: give one")
-            recipe = partial(AUGMENTATIONS[self.augmentation], side=self.image_size, pixels=self.pixels)
+            recipe = partial(self.make_sample, side=self.image_size, pixels=self.pixels)
+        annotations = self.annotations(split)
+        if self.proposals is not None:
+            sizes = list(zip(annotations.heights.tolist(), annotations.widths.tolist(), strict=True))
+            self.proposals.prepare(annotations.image_files, sizes, annotations.fingerprint, **self._place())
         return DetectionDataset(
-            self.annotations(split),
+            annotations,
             recipe,
             seed=self.seed,
             keep_difficult=self.keep_difficult,
             on_bad_sample=self.on_bad_sample,
             report=Path(self.trainer.default_root_dir) / "bad_samples.txt" if self.trainer else None,
             training=augmented,
+            proposals=self.proposals,
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -177,15 +225,19 @@ class DetectionDataModule(LightningDataModule):
         dataset = self.dataset("train", augmented=True)
         trainer = self.trainer
         overfit = trainer is not None and trainer.overfit_batches > 0
-        batches = EpochBatches(
-            length=len(dataset),
-            batch_size=self.batch_size,
-            training=True,
-            shuffle=self.shuffle and not overfit,
-            seed=self.seed,
-            limit=trainer.limit_train_batches if trainer else 1.0,
+        options = {
+            "length": len(dataset),
+            "batch_size": self.batch_size,
+            "training": True,
+            "shuffle": self.shuffle and not overfit,
+            "seed": self.seed,
+            "limit": trainer.limit_train_batches if trainer else 1.0,
             **self._place(),
-        )
+        }
+        if self.training_sizes is None:
+            batches = EpochBatches(**options)
+        else:
+            batches = MultiScaleBatches(sizes=self.training_sizes, every=self.size_every, **options)
         if trainer is not None:  # not 0 if Lightning asks for a new loader every few epochs
             batches.epoch = trainer.current_epoch
         return ResumableLoader(dataset, batches, collate=collate_detection, num_workers=self.num_workers)
@@ -200,7 +252,9 @@ class DetectionDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> ResumableLoader:
         """The pictures of `images` in order."""
-        dataset = PictureDataset(self.predict_files, partial(resize_to_fit, side=self.image_size))
+        dataset = PictureDataset(
+            self.predict_files, partial(RESIZES[self.resize], side=self.image_size), self.proposals
+        )
         return self._ordered(dataset)
 
     @property

@@ -81,7 +81,11 @@ class ShapesDetection(DetectionDataModule):
             raise UserError(
                 f"{self.folder}: sample data cannot be written ({error.strerror}); name another folder with --data.root"
             ) from error
-        return read_coco(self.folder / "annotations" / f"instances_{split}.json", self.folder / "images" / split)
+        return read_coco(
+            self.folder / "annotations" / f"instances_{split}.json",
+            self.folder / "images" / split,
+            outlines=self.needs_outlines(split),
+        )
 
 
 def generate(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from datamodules.annotations import DetectionAnnotations
 from datamodules.coco import CocoDetection
+from datamodules.outlines import run_lengths
 from datamodules.segmentation.masks import IGNORED
 from datamodules.segmentation.module import SegmentationDataModule
 from datamodules.segmentation.samples import SegmentationSamples
@@ -167,53 +168,3 @@ class CocoMasks(SegmentationSamples):
     def label_name(self, index: int) -> str:
         """The file and the picture in it."""
         return f"{self.file}: image {self.annotations.image_ids[self.rows[index]]!r}"
-
-
-def run_lengths(file: Path, annotation: dict[str, Any], size: tuple[int, int]) -> bytes:
-    """The outline of an object as COCO's compressed run lengths.
-
-    Args:
-        file: for messages.
-        annotation: with `segmentation`: polygons [[x1, y1, x2, y2, ...], ...], or run lengths {"size", "counts"}.
-        size: (height, width) of its picture.
-
-    Raises:
-        UserError: naming the annotation.
-    """
-    where = f"{file}: annotation {annotation.get('id')!r}"
-    outline = annotation.get("segmentation")
-    try:
-        if isinstance(outline, list) and outline and all(_is_polygon(part) for part in outline):
-            return coco_mask.merge(coco_mask.frPyObjects(outline, *size))["counts"]
-        if isinstance(outline, dict):
-            if tuple(outline["size"]) != size:
-                raise UserError(
-                    f"{where} has run lengths for height and width {outline['size']}, its picture has {list(size)}; "
-                    "correct the annotation"
-                )
-            counts = outline["counts"]
-            if isinstance(counts, list):
-                if sum(counts) != size[0] * size[1]:
-                    raise ValueError(f"{sum(counts)} pixels")
-                return coco_mask.frPyObjects(outline, *size)["counts"]
-            encoded = counts.encode()
-            coco_mask.decode({"size": list(size), "counts": encoded})  # raises if they do not fill the picture
-            return encoded
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{where} has run lengths that cannot be decoded ({error}); correct them") from error
-    raise UserError(
-        f"{where} has the segmentation {str(outline)[:60]}; give polygons of three or more corners [[x1, y1, x2, y2, "
-        "...]] or run lengths, or remove the annotation"
-    )
-
-
-def _is_polygon(part: Any) -> bool:
-    # Of four numbers pycocotools would make a box.
-    return (
-        isinstance(part, list)
-        and len(part) >= 6
-        and len(part) % 2 == 0
-        and all(isinstance(number, int | float) for number in part)
-    )

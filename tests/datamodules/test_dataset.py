@@ -18,7 +18,10 @@ def dataset(tmp_path, broken=(), **options):
         if i in broken:
             file.write_bytes(file.read_bytes()[:200])
     images = [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(names)]
-    coco(tmp_path, images=images, annotations=[annotation(image_id=i, bbox=[i, 2, 10, 12]) for i in range(4)])
+    objects = [
+        annotation(image_id=i, bbox=[i, 2, 10, 12], segmentation=[[i, 2, i + 10, 2, i + 10, 14, i, 14]]) for i in range(4)
+    ]
+    coco(tmp_path, images=images, annotations=objects)
     return CocoDetection(
         root=str(tmp_path), train_annotations="instances.json", train_images="images",
         val_annotations="instances.json", val_images="images",
