@@ -92,6 +92,15 @@ class FlatArray:
         return {**self.__dict__, "_array": None}
 
 
+class Backward(FlatArray):
+    """A flat array from its end to its beginning."""
+
+    @property
+    def array(self) -> np.ndarray:
+        """The array, read-only."""
+        return super().array[::-1]
+
+
 class Appender:
     """Writes an array piece by piece; use as a context manager."""
 

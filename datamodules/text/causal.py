@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from datamodules.loader import EpochBatches
 from datamodules.text.base import LanguageDataModule
-from datamodules.text.cache import FlatArray
+from datamodules.text.cache import Backward, FlatArray
 from datamodules.text.encoded import read_about, read_ids, write_stream
 from datamodules.text.windows import TrackBatches, Tracks, Windows, collate_rows
 from errors import UserError
@@ -33,6 +33,7 @@ class CausalTextData(LanguageDataModule):
         stride: in evaluation without state: tokens from a window to the next; only the new tokens are scored. None is
             `context`: no overlap.
         eval_tracks: in evaluation with state: number of tracks.
+        backward: read the stream from its end, for models that predict the token before; all else stays as it is.
         **common: see `LanguageDataModule`.
     """
 
@@ -44,6 +45,7 @@ class CausalTextData(LanguageDataModule):
         windows: Literal["random", "contiguous"] = "random",
         stride: int | None = None,
         eval_tracks: int = 8,
+        backward: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -55,6 +57,7 @@ class CausalTextData(LanguageDataModule):
         self.windows = windows
         self.stride = stride or context
         self.eval_tracks = eval_tracks
+        self.backward = backward
 
     def counts(self, split: str) -> dict[str, int]:
         """Size of a split in `tokens`, `words` (between white space), `characters` and `bytes`."""
@@ -68,8 +71,9 @@ class CausalTextData(LanguageDataModule):
         return counts
 
     def stream(self, split: str) -> FlatArray:
-        """The ids of a split."""
-        return read_ids(self._folder(split))
+        """The ids of a split, in the order in which they are read."""
+        ids = read_ids(self._folder(split))
+        return Backward(ids.path, ids.dtype) if self.backward else ids
 
     @property
     def collate(self) -> Callable[[list[Any]], dict[str, Any]]:

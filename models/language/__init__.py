@@ -4,5 +4,6 @@ from models.language.bert import BERT
 from models.language.elmo import ELMo
 from models.language.gpt import GPT
 from models.language.language_model import LanguageModel
+from models.language.lstm import LSTM
 
-__all__ = ["BERT", "GPT", "ELMo", "LanguageModel"]
+__all__ = ["BERT", "GPT", "LSTM", "ELMo", "LanguageModel"]
