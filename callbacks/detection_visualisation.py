@@ -11,12 +11,13 @@ from pytorch_lightning import LightningModule
 from callbacks.visualisation import Visualisation, read_or_black
 from visualisation.boxes import draw_boxes
 from visualisation.figures import save_detection_figures
+from visualisation.tide import tide_figure
 
 
 class DetectionVisualisation(Visualisation):
-    """Boxes; after a test the precision-recall curves, the confusion matrix and the F1 curve.
+    """Boxes; after a test the precision-recall curves, the confusion matrix, the F1 curve and the kinds of errors.
 
-    The figures' numbers are in `figures/test_curves.json`.
+    The figures' numbers are in `figures/test_curves.json` and `figures/test_errors.json`.
 
     Args:
         num_images: see `Visualisation`, like `every_n_epochs`.
@@ -64,7 +65,10 @@ class DetectionVisualisation(Visualisation):
         """See the base class."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "test_curves.json").write_text(json.dumps(pl_module.test_curves) + "\n")
-        return save_detection_figures(pl_module.test_curves, folder)
+        (folder / "test_errors.json").write_text(json.dumps(pl_module.test_errors) + "\n")
+        errors = folder / "errors.png"
+        tide_figure(pl_module.test_errors).savefig(errors, dpi=120)
+        return [*save_detection_figures(pl_module.test_curves, folder), errors]
 
     def _confident(self, found: dict[str, Any]) -> list[np.ndarray]:
         keep = found["scores"] >= self.score_threshold

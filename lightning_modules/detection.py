@@ -1,5 +1,6 @@
 """Train and evaluate any object detector."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from lightning_modules.base import TaskModule
 from lightning_modules.schedules import Schedule
 from metrics.curves import detection_curves
 from metrics.detection import DetectionMetric
-from metrics.exact import ExactMetric
+from metrics.exact import ExactMetric, from_rank_zero
 from metrics.loss import DatasetLoss
+from metrics.tide import tide
 from models.detection.detector import Detector
 from models.detection.weights import load_weights
 
@@ -49,6 +51,7 @@ class DetectionModule(TaskModule):
         self.protocol = protocol
         self.last_predictions: list[dict[str, Any]] = []
         self.test_curves: dict[str, Any] | None = None
+        self.test_errors: dict[str, Any] | None = None
 
     @property
     def image_size(self) -> int:
@@ -73,15 +76,23 @@ class DetectionModule(TaskModule):
         return in_original_pixels(detections, batch)
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log the metrics of the test split, and the curves behind them."""
+        """Compute and log the metrics of the test split, the curves behind them and the kinds of errors (TIDE)."""
         super().on_test_epoch_end()
-        self.test_curves = detection_curves(self.metrics["test"]["detection"])
+        metric = self.metrics["test"]["detection"]
+        self.test_curves = detection_curves(metric)
+        self.test_errors = from_rank_zero(lambda: tide(metric))
+        values = tide_values(self.test_errors)
+        self.results["test"] = {**self.results["test"], **values}
+        self.log_dict({f"test/{name}": value for name, value in values.items()})
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch["image"]
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return self.network(self.network.preprocess(images, batch["image_size"]))
+        outputs = self.network(self.network.preprocess(images, batch["image_size"]))
+        if "proposals" in batch:
+            outputs["proposals"] = batch["proposals"], batch["proposals_valid"]
+        return outputs
 
     def new_metrics(self, split: str) -> dict[str, ExactMetric]:
         """Losses and average precision."""
@@ -98,6 +109,14 @@ class DetectionModule(TaskModule):
         self.metrics[split]["loss"].update(batch["index"], terms)
         self.last_predictions = in_original_pixels(self.network.detect(outputs, batch["image_size"]), batch)
         self.metrics[split]["detection"].update(batch["index"], self.last_predictions)
+
+
+def tide_values(errors: dict[str, Any]) -> dict[str, float]:
+    """What `metrics.tide.tide` returns as single numbers, NaN where nothing is defined."""
+    kinds = errors["errors"].items()
+    gains = {name: kind["dAP"] for name, kind in kinds} | errors["special"]
+    values = {f"tide/dAP/{name}": math.nan if gain is None else gain for name, gain in gains.items()}
+    return values | {f"tide/count/{name}": float(kind["count"]) for name, kind in kinds}
 
 
 def in_original_pixels(detections: dict[str, Tensor], batch: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from callbacks.visualisation import reduced
 from datamodules.coco_file import read_coco
 from metrics.curves import detection_curves
 from metrics.detection import DetectionMetric
+from metrics.tide import tide
 from tests.datamodules.builders import coco
 from tests.metrics.synthetic import random_case
 from visualisation.boxes import class_colour
@@ -128,11 +129,12 @@ def test_figures_after_the_test(trainer, tmp_path):
     metric = DetectionMetric(truth)
     metric.update(np.arange(len(results)), results)
     metric.compute()
-    curves = detection_curves(metric)
-    DetectionVisualisation().on_test_end(trainer, SimpleNamespace(test_curves=curves))
+    curves, errors = detection_curves(metric), tide(metric)
+    DetectionVisualisation().on_test_end(trainer, SimpleNamespace(test_curves=curves, test_errors=errors))
     folder = tmp_path / "run" / "figures"
     assert json.loads((folder / "test_curves.json").read_text())["best_f1"] == curves["best_f1"]
-    names = {"confusion_matrix", "precision_recall", "f1"}
+    assert json.loads((folder / "test_errors.json").read_text()) == errors
+    names = {"confusion_matrix", "precision_recall", "f1", "errors"}
     assert {file.stem for file in folder.glob("*.png")} == names
     assert set(trainer.loggers[0].sent) == {f"test/{name}" for name in names}
 
