@@ -1,13 +1,32 @@
 """Anchor boxes on a regular grid (automl `efficientdet/tf2/anchors.py`; Lin et al., RetinaNet, section 4)."""
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+Pyramid = Sequence[tuple[int, int]]  # height and width of every level, in cells
 
-class AnchorGenerator:
+
+class Anchors(ABC):
+    """Where the anchors of a detector are.
+
+    Attributes:
+        strides: of the levels, in pixels, finest first.
+        anchors_per_cell: a list of one number per level where they differ.
+    """
+
+    strides: tuple[int, ...]
+    anchors_per_cell: int | list[int]
+
+    @abstractmethod
+    def __call__(self, sizes: Pyramid, device: torch.device | str = "cpu") -> Tensor:
+        """All anchors (A, 4) float32 XYXY pixels by level, row, column, anchor of a cell; not to be written into."""
+
+
+class AnchorGenerator(Anchors):
     """Boxes of several sizes and shapes around the centre of every cell of every feature level.
 
     The side of octave o at stride s is `scale * s * 2**(o / octaves)`; a box of aspect ratio r (width over height) has

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from models.detection.by_anchor import by_anchor
 from models.layers import SeparableConv, batch_norm, silu, variance_scaling_
 
 
@@ -69,15 +69,10 @@ class EfficientDetHead(nn.Module):
         Anchors are ordered by row, column and anchor within the cell.
         """
         return {
-            "class_logits": [_by_anchor(x, self.num_classes) for x in self.class_net(pyramid)],
-            "box_codes": [_by_anchor(x, 4) for x in self.box_net(pyramid)],
+            "class_logits": [by_anchor(x, self.num_classes) for x in self.class_net(pyramid)],
+            "box_codes": [by_anchor(x, 4) for x in self.box_net(pyramid)],
         }
 
     def class_parameters(self) -> list[str]:
         """Names of the parameters that a change of classes replaces."""
         return ["class_net.predict.pointwise.weight", "class_net.predict.pointwise.bias"]
-
-
-def _by_anchor(x: Tensor, width: int) -> Tensor:
-    """(B, anchors * width, h, w) -> (B, h * w * anchors, width), a view if `x` is channels-last."""
-    return torch.permute(x, (0, 2, 3, 1)).reshape(x.shape[0], -1, width)

@@ -11,7 +11,12 @@ class HuberLoss(nn.Module):
 
     Args:
         delta: where the parabola ends, about the mean size of a target.
+
+    Attributes:
+        of_boxes: it compares codes, not boxes.
     """
+
+    of_boxes = False
 
     def __init__(self, *, delta: float = 0.1) -> None:
         super().__init__()

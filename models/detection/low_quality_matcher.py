@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from models.detection.boxes import pairwise_iou
-from models.detection.matcher import IGNORED, NEGATIVE, SLICE_ELEMENTS
+from models.detection.matcher import IGNORED, NEGATIVE, SLICE_ELEMENTS, AnchorMatcher
 
 
-class LowQualityMatcher:
+class LowQualityMatcher(AnchorMatcher):
     """By intersection over union with thresholds; the best anchors of every object are positive whatever they overlap.
 
     (Ren et al., Faster R-CNN, section 3.1.2.) Called like `Matcher`, and different from it where an object's best
@@ -28,16 +28,7 @@ class LowQualityMatcher:
 
     @torch.no_grad()
     def __call__(self, anchors: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
-        """Match all images of a batch at once.
-
-        Args:
-            anchors: (A, 4) XYXY.
-            boxes: (B, M, 4) XYXY.
-            valid: (B, M) bool, False for places that hold no object.
-
-        Returns:
-            (B, A) int64: index of the object in 0..M-1, or NEGATIVE, or IGNORED.
-        """
+        """See `AnchorMatcher`."""
         batch, objects = valid.shape
         if objects == 0:
             return torch.full((batch, len(anchors)), NEGATIVE, device=anchors.device)

@@ -1,5 +1,7 @@
 """Assign every anchor to an object, to the background, or to neither."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,24 @@ IGNORED = -2
 SLICE_ELEMENTS = 2**22
 
 
-class Matcher:
+class AnchorMatcher(ABC):
+    """Assigns the anchors of a batch of images to their objects."""
+
+    @abstractmethod
+    def __call__(self, anchors: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
+        """Match all images of a batch at once.
+
+        Args:
+            anchors: (A, 4) XYXY.
+            boxes: (B, M, 4) XYXY.
+            valid: (B, M) bool, False for places that hold no object.
+
+        Returns:
+            (B, A) int64: index of the object in 0..M-1, or NEGATIVE, or IGNORED.
+        """
+
+
+class Matcher(AnchorMatcher):
     """By intersection over union with thresholds, and a guaranteed anchor per object.
 
     An anchor belongs to the object it overlaps most if that overlap reaches `positive_iou`, is background below
@@ -35,16 +54,7 @@ class Matcher:
 
     @torch.no_grad()
     def __call__(self, anchors: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
-        """Match all images of a batch at once.
-
-        Args:
-            anchors: (A, 4) XYXY.
-            boxes: (B, M, 4) XYXY.
-            valid: (B, M) bool, False for places that hold no object.
-
-        Returns:
-            (B, A) int64: index of the object in 0..M-1, or NEGATIVE, or IGNORED.
-        """
+        """See `AnchorMatcher`."""
         batch, objects = valid.shape
         if objects == 0:
             return torch.full((batch, len(anchors)), NEGATIVE, device=anchors.device)

@@ -39,6 +39,8 @@ class HardNMS:
         alive = scores > 0
         for start in range(0, count, self.block):
             part = slice(start, start + self.block)
+            if not alive[:, start:].any():
+                break
             if start:
                 overlaps = self._conflicts(_pick(boxes, kept), _pick(labels, kept), boxes[:, part], labels[:, part])
                 alive[:, part] &= ~(overlaps & (kept >= 0)[..., None]).any(1)

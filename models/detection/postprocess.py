@@ -1,5 +1,6 @@
 """From raw outputs of a dense detector to detections."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -11,30 +12,10 @@ from models.detection.detector import Detections
 from models.detection.nms import HardNMS, SoftNMS
 
 
-class Postprocessor:
-    """Best (anchor, class) pairs over all levels, decoded, clipped to the image, suppressed within each class.
+class DensePostprocessor(ABC):
+    """Picks the detections among the predictions for all anchors."""
 
-    Args:
-        candidates: pairs that enter suppression (automl's `max_nms_inputs`, effdet's `max_detection_points`).
-        max_detections: D, kept per image.
-        score_threshold: pairs at or below it are dropped before suppression.
-        nms: the suppression; None is `HardNMS()`.
-    """
-
-    def __init__(
-        self,
-        *,
-        candidates: int = 5000,
-        max_detections: int = 100,
-        score_threshold: float = 0.0,
-        nms: HardNMS | SoftNMS | None = None,
-    ) -> None:
-        self.candidates = candidates
-        self.max_detections = max_detections
-        self.score_threshold = score_threshold
-        self.nms = nms or HardNMS()
-
-    @torch.no_grad()
+    @abstractmethod
     def __call__(
         self,
         class_logits: Sequence[Tensor],
@@ -55,42 +36,87 @@ class Postprocessor:
         Returns:
             D detections per image.
         """
-        logits, codes, boxes = self._best_anchors(class_logits, box_codes, anchors)
+
+
+class Postprocessor(DensePostprocessor):
+    """Best (anchor, class) pairs by sigmoid, decoded, clipped to the image, suppressed within each class.
+
+    Args:
+        candidates: pairs that enter suppression (automl's `max_nms_inputs`, effdet's `max_detection_points`): of all
+            levels together, or of each.
+        per_level: take the `candidates` of each level, as RetinaNet does with 1000 (section 4.1).
+        max_detections: D, kept per image.
+        score_threshold: pairs at or below it are dropped before suppression.
+        nms: the suppression; None is `HardNMS()`.
+    """
+
+    def __init__(
+        self,
+        *,
+        candidates: int = 5000,
+        per_level: bool = False,
+        max_detections: int = 100,
+        score_threshold: float = 0.0,
+        nms: HardNMS | SoftNMS | None = None,
+    ) -> None:
+        self.candidates = candidates
+        self.per_level = per_level
+        self.max_detections = max_detections
+        self.score_threshold = score_threshold
+        self.nms = nms or HardNMS()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_logits: Sequence[Tensor],
+        box_codes: Sequence[Tensor],
+        anchors: Tensor,
+        box_coder: BoxCoder,
+        image_size: Tensor,
+    ) -> Detections:
+        """See `DensePostprocessor`."""
+        boxes = anchors.expand(len(image_size), -1, -1).split([level.shape[1] for level in class_logits], 1)
+        # Each level is thinned out before they are put together, which spares a copy of all logits.
+        levels = [self._best_anchors(*level) for level in zip(class_logits, box_codes, boxes, strict=True)]
+        if not self.per_level:
+            levels = [self._best_anchors(*(torch.cat(rows, 1) for rows in zip(*levels, strict=True)))]
+        pairs = [self._best_pairs(*level) for level in levels]
+        logit, labels, codes, boxes = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
+        scores = logit.float().sigmoid()
+        scores = scores.where(scores > self.score_threshold, 0)
+        if self.per_level:
+            scores, order = scores.sort(dim=1, descending=True, stable=True)
+            labels, codes, boxes = labels.gather(1, order), _rows(codes, order), _rows(boxes, order)
+        boxes = clip_boxes(box_coder.decode(codes.float(), boxes), image_size)
+        return suppress(boxes, scores, labels, self.nms, self.max_detections)
+
+    def _best_anchors(self, logits: Tensor, codes: Tensor, boxes: Tensor) -> list[Tensor]:
+        """Rows (B, R, ...) of the anchors (B, A, ...) with the highest single logit.
+
+        The best n pairs lie within the best n anchors, so no more than these need to be compared pair by pair.
+        """
+        index = logits.amax(-1).topk(min(self.candidates, logits.shape[1]), sorted=False).indices
+        return [_rows(values, index) for values in (logits, codes, boxes)]
+
+    def _best_pairs(self, logits: Tensor, codes: Tensor, boxes: Tensor) -> list[Tensor]:
+        """Logits (B, N), classes (B, N), codes (B, N, 4) and anchors (B, N, 4) of the best pairs, best first."""
         num_classes = logits.shape[-1]
         pairs = logits.flatten(1)  # (B, R * K)
         logit, pair = pairs.topk(min(self.candidates, pairs.shape[1]), sorted=True)
-        index, labels = pair // num_classes, pair % num_classes  # (B, N)
-        boxes = clip_boxes(box_coder.decode(_rows(codes, index).float(), _rows(boxes, index)), image_size)
-        scores = logit.float().sigmoid()
-        kept, scores = self.nms(boxes, scores.where(scores > self.score_threshold, 0), labels, self.max_detections)
-        found = kept >= 0
-        kept = kept.clamp(min=0)
-        return {
-            "boxes": _rows(boxes, kept).where(found[..., None], 0),
-            "scores": scores,
-            "labels": labels.gather(1, kept).where(found, -1),
-        }
+        index = pair // num_classes
+        return [logit, pair % num_classes, _rows(codes, index), _rows(boxes, index)]
 
-    def _best_anchors(
-        self, class_logits: Sequence[Tensor], box_codes: Sequence[Tensor], anchors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (logits, codes, anchors) of the R anchors with the highest single logit.
 
-        The best n pairs lie within the best n anchors, so no more than these need to be compared pair by pair. Each
-        level is thinned out before they are put together, which spares a copy of all logits.
-        """
-        logits, codes, boxes, best = [], [], [], []
-        parts = anchors.split([level.shape[1] for level in class_logits])
-        for level_logits, level_codes, level_anchors in zip(class_logits, box_codes, parts, strict=True):
-            highest = level_logits.amax(-1)  # (B, A_l)
-            value, index = highest.topk(min(self.candidates, highest.shape[1]), sorted=False)
-            logits.append(_rows(level_logits, index))
-            codes.append(_rows(level_codes, index))
-            boxes.append(level_anchors[index])
-            best.append(value)
-        highest = torch.cat(best, 1)
-        index = highest.topk(min(self.candidates, highest.shape[1]), sorted=False).indices
-        return tuple(_rows(torch.cat(rows, 1), index) for rows in (logits, codes, boxes))
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, nms: HardNMS | SoftNMS, max_detections: int) -> Detections:
+    """Candidates by descending score, boxes (B, N, 4), scores and labels (B, N) -> what suppression leaves of them."""
+    kept, scores = nms(boxes, scores, labels, max_detections)
+    found = kept >= 0
+    kept = kept.clamp(min=0)
+    return {
+        "boxes": _rows(boxes, kept).where(found[..., None], 0),
+        "scores": scores,
+        "labels": labels.gather(1, kept).where(found, -1),
+    }
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.detection.anchors import Anchors
 
-class SizedAnchors:
+
+class SizedAnchors(Anchors):
     """Boxes of given sides and shapes at every cell of every feature level.
 
     A box of side s and ratio r is s / sqrt(r) wide and s * sqrt(r) high. Order: level, row, column, side, ratio.
@@ -18,6 +20,9 @@ class SizedAnchors:
         ratios: height over width.
         rounded: half sides to whole pixels: torchvision's trained weights expect it.
         offset: of the centres from the cells' top left corners, in strides; 0 in torchvision and detectron2.
+        fitted: space the cells of a level by the input's side over the level's, rounded down, instead of the stride, as
+            torchvision does. Other than its stride where the side is no multiple of it: 800 pixels are 13 cells at
+            stride 64, which torchvision puts every 61 pixels.
     """
 
     def __init__(
@@ -28,6 +33,7 @@ class SizedAnchors:
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         rounded: bool = False,
         offset: float = 0.0,
+        fitted: bool = False,
     ) -> None:
         if len(strides) != len(sizes) or len({len(level) for level in sizes}) != 1:
             raise ValueError(f"need as many sides for each of the {len(strides)} strides, got {sizes}")
@@ -36,6 +42,7 @@ class SizedAnchors:
         self.ratios = tuple(ratios)
         self.rounded = rounded
         self.offset = offset
+        self.fitted = fitted
 
     @property
     def anchors_per_cell(self) -> int:
@@ -48,7 +55,7 @@ class SizedAnchors:
         Returns:
             (A, 4) float32 XYXY pixels, A = sum(height * width) * anchors_per_cell. Cached: do not write into it.
         """
-        shapes = self.strides, self.sizes, self.ratios, self.rounded, self.offset
+        shapes = self.strides, self.sizes, self.ratios, self.rounded, self.offset, self.fitted
         return _anchors(tuple(map(tuple, sizes)), *shapes, torch.device(device))
 
 
@@ -61,12 +68,17 @@ def _anchors(
     ratios: tuple[float, ...],
     rounded: bool,
     offset: float,
+    fitted: bool,
     device: torch.device,
 ) -> Tensor:
     levels = []
+    input_height, input_width = (strides[0] * side for side in maps[0])
     for (height, width), stride, sides in zip(maps, strides, sizes, strict=True):
-        y, x = torch.meshgrid(torch.arange(height) + offset, torch.arange(width) + offset, indexing="ij")
-        corners = stride * torch.stack([x, y, x, y], -1)  # (height, width, 4)
+        step_y, step_x = (input_height // height, input_width // width) if fitted else (stride, stride)
+        y, x = torch.meshgrid(
+            step_y * (torch.arange(height) + offset), step_x * (torch.arange(width) + offset), indexing="ij"
+        )
+        corners = torch.stack([x, y, x, y], -1)  # (height, width, 4)
         levels.append((corners[:, :, None] + _shapes(sides, ratios, rounded)).view(-1, 4))
     return torch.cat(levels).to(device)
 

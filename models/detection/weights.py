@@ -47,6 +47,7 @@ def load_weights(
             state = network.published_state(state)
         except UserError as error:
             raise UserError(f"{source}: {error}") from error
+    state = _with_own_counters(state, own)
     fits_class = set(network.class_parameters())
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} is unknown here" for key in state if key not in own]
@@ -76,6 +77,12 @@ def load_weights(
             kept,
         )
     network.load_state_dict(state)
+
+
+def _with_own_counters(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Single numbers that count (batches, images) and that only one side keeps: not the file's, the network's as is."""
+    counters = {key: value for key, value in own.items() if value.ndim == 0 and key not in state}
+    return {key: value for key, value in state.items() if value.ndim > 0 or key in own} | counters
 
 
 def _guess_names(network: Detector, state: dict[str, Tensor]) -> list[str]:
