@@ -12,11 +12,17 @@ import torch
 from torch import nn
 
 from callbacks.checkpoint_io import load_verified
+from datamodules.text.making import from_state
 from errors import UserError
 from inference.detection import DetectionPredictor
+from inference.language import language_predictor
 from inference.segmentation import SegmentationPredictor
 
-PREDICTORS = {"detection": DetectionPredictor, "segmentation": SegmentationPredictor}  # by task
+PREDICTORS: dict[str, Callable[..., Any]] = {  # by task
+    "detection": DetectionPredictor,
+    "segmentation": SegmentationPredictor,
+    "language": language_predictor,
+}
 
 # What a checkpoint may name: classes of this project's networks, and modules of PyTorch. Anything else could run code
 # by being imported or called.
@@ -33,7 +39,8 @@ def load(checkpoint: str | Path, device: str | torch.device | None = None, **opt
         **options: of the task's predictor, such as `score_threshold`.
 
     Returns:
-        The predictor of the checkpoint's task: `DetectionPredictor`, `SegmentationPredictor`.
+        The predictor of the checkpoint's task: `DetectionPredictor`, `SegmentationPredictor`, `CausalPredictor`,
+        `MaskedPredictor`.
 
     Raises:
         UserError: no such file, damaged, not written by train.py, naming a class that is not the project's, or of a
@@ -51,7 +58,7 @@ def load(checkpoint: str | Path, device: str | torch.device | None = None, **opt
         ) from error
     prefix = "network."
     try:
-        model = build(network, extra={"num_classes": len(data["class_names"])} if "class_names" in data else {})
+        model = build(with_vocabulary(network, data), extra=data_knows(data))
         weights = content["state_dict"].items()
         model.load_state_dict({key.removeprefix(prefix): v for key, v in weights if key.startswith(prefix)})
     except UserError as error:
@@ -66,6 +73,22 @@ def load(checkpoint: str | Path, device: str | torch.device | None = None, **opt
     return predictor(model.eval().to(device), data, **options)
 
 
+def data_knows(data: dict[str, Any]) -> dict[str, int]:
+    """What the command line links from the data to the network."""
+    known = {"num_classes": len(data["class_names"])} if "class_names" in data else {}
+    return known | ({"vocab_size": from_state(data["tokenizer"]).vocab_size} if "tokenizer" in data else {})
+
+
+def with_vocabulary(spec: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """A network's description whose `encoder`, of a classifier, knows the size of the vocabulary."""
+    arguments = spec.get("init_args") or {}
+    encoder = arguments.get("encoder")
+    if "tokenizer" not in data or not isinstance(encoder, dict) or "class_path" not in encoder:
+        return spec
+    inner = {"vocab_size": data_knows(data)["vocab_size"], **(encoder.get("init_args") or {})}
+    return {**spec, "init_args": {**arguments, "encoder": {**encoder, "init_args": inner}}}
+
+
 def build(spec: dict[str, Any], extra: dict[str, Any] | None = None) -> nn.Module:
     """Build the object that a `class_path` with `init_args` describes, and those within it.
 
@@ -73,7 +96,7 @@ def build(spec: dict[str, Any], extra: dict[str, Any] | None = None) -> nn.Modul
 
     Args:
         spec: `class_path` and `init_args`, as in a configuration.
-        extra: arguments that the configuration leaves to the data.
+        extra: arguments that the configuration leaves to the data, where the class has them.
 
     Raises:
         UserError: a class outside of the project; nothing was imported then.
@@ -114,7 +137,9 @@ def _build(spec: dict[str, Any], extra: dict[str, Any]) -> Any:
     kind = _import(spec["class_path"])
     hints = typing.get_type_hints(kind.__init__)
     arguments = {key: _value(key, value, hints.get(key)) for key, value in (spec.get("init_args") or {}).items()}
-    return kind(**arguments, **{key: value for key, value in extra.items() if key not in arguments})
+    parameters = inspect.signature(kind).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return kind(**{key: value for key, value in extra.items() if takes_all or key in parameters} | arguments)
 
 
 def _value(key: str, value: Any, hint: Any) -> Any:

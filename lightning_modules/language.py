@@ -12,6 +12,7 @@ from lightning_modules.schedules import Schedule
 from metrics.exact import ExactMetric
 from metrics.language import LanguageMetric
 from models.language.language_model import LanguageModel
+from models.language.predictors import PredictOptions, predictor_for
 from models.language.weights import load_weights
 
 
@@ -26,6 +27,7 @@ class LanguageModule(TaskModule):
         optimizer: see `TaskModule`, like `schedule`, `reference_batch_size`, `clip_each_tensor`, `compile` and
             `lr_factors`.
         weights: file, folder, URL or `hub:NAME` of weights to start from; see `models.language.weights`.
+        prediction: what `predict` makes of texts; None is `PredictOptions()`.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class LanguageModule(TaskModule):
         compile: bool = False,
         lr_factors: dict[str, float] | None = None,
         weights: str | None = None,
+        prediction: PredictOptions | None = None,
     ) -> None:
         super().__init__(
             network, optimizer, schedule, reference_batch_size, clip_each_tensor, False, compile, lr_factors
         )
         self.weights = weights
+        self.prediction = prediction or PredictOptions()
         self.states: dict[str, Any] = {"train": None, "eval": None}  # of recurrent networks
 
     def setup(self, stage: str) -> None:
@@ -66,6 +70,12 @@ class LanguageModule(TaskModule):
         outputs = self._forward(batch, "eval")
         terms, right = self.network.loss_terms(outputs, batch), self.network.correct(outputs, batch)
         self.metrics[split]["language"].update(batch["index"], terms, right)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        """Per text its index and what `prediction` asks for."""
+        predictor = predictor_for(self.network, self.trainer.datamodule.tokenizer)
+        results = predictor.predict(batch["texts"], self.prediction)
+        return [{"index": i, **result} for i, result in zip(batch["index"].tolist(), results, strict=True)]
 
     def _forward(self, batch: dict[str, Any], kind: str) -> dict[str, Tensor]:
         outputs, state = self.network(batch, self.states[kind])

@@ -126,22 +126,77 @@ def fill_mask(
 def score(network: LanguageModel, sequences: Sequence[Tensor]) -> Tensor:
     """Log-probabilities of sequences under a causal language model, given their first tokens.
 
+    Of sequences longer than the network's `context_length`, windows are read that overlap by half, so that every token
+    counts once and has at least half a context to its left.
+
     Args:
         network: transformer or recurrent network whose outputs have `logits`; used in evaluation mode.
         sequences: B rows of at least two tokens, int64, on the network's device.
 
     Returns:
-        (B,) float32: the sum of ln p(token | tokens before it) over all tokens but the first.
+        (B,) float64 on the CPU: the sum of ln p(token | tokens before it) over all tokens but the first.
+
+    Raises:
+        UserError: a sequence is too short.
     """
-    lengths = torch.tensor([len(sequence) - 1 for sequence in sequences], device=sequences[0].device)
-    if lengths.min() < 1:
+    if min(len(sequence) for sequence in sequences) < 2:
         raise UserError("a sequence to score has fewer than two tokens: leave it out or begin it with a start token")
-    inputs = pad_sequence([sequence[:-1] for sequence in sequences], batch_first=True)
-    targets = pad_sequence([sequence[1:] for sequence in sequences], batch_first=True, padding_value=IGNORE)
-    inside = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
-    batch = {"input_ids": inputs, "attention_mask": inside, "fresh": torch.ones_like(lengths).bool()}
+    pieces = [piece for row, sequence in enumerate(sequences) for piece in _pieces(network, row, sequence)]
+    totals = torch.zeros(len(sequences), dtype=torch.float64)
     with _evaluating(network):
-        return -token_nll(network(batch)[0]["logits"], targets).sum(1)
+        for i in range(0, len(pieces), len(sequences)):
+            rows, tokens, new = zip(*pieces[i : i + len(sequences)], strict=True)
+            inputs = pad_sequence([row[:-1] for row in tokens], batch_first=True)
+            targets = pad_sequence([row[1:] for row in tokens], batch_first=True, padding_value=IGNORE)
+            lengths = torch.tensor([len(row) - 1 for row in tokens], device=inputs.device)
+            position = torch.arange(inputs.shape[1], device=inputs.device)
+            targets[position < (lengths - torch.tensor(new, device=inputs.device))[:, None]] = IGNORE
+            inside = position < lengths[:, None]
+            batch = {"input_ids": inputs, "attention_mask": inside, "fresh": torch.ones_like(lengths).bool()}
+            nll = token_nll(network(batch)[0]["logits"], targets)
+            totals.index_add_(0, torch.tensor(rows), -nll.double().sum(1).cpu())
+    return totals
+
+
+def _pieces(network: LanguageModel, row: int, sequence: Tensor) -> Iterator[tuple[int, Tensor, int]]:
+    """The row, tokens that fit the network's context, and how many of their targets, the last ones, are new."""
+    context, targets = network.context_length or len(sequence), len(sequence) - 1
+    stop = min(context, targets)
+    yield row, sequence[: stop + 1], stop
+    while stop < targets:
+        new = min(max(context // 2, 1), targets - stop)
+        stop += new
+        yield row, sequence[stop - context : stop + 1], new
+
+
+@torch.no_grad()
+def score_masked(
+    network: BERT, input_ids: Tensor, *, mask_token: int, counted: Tensor, rows_at_once: int = 32
+) -> tuple[float, int]:
+    """Pseudo-log-likelihood of a text under a masked language model (Salazar et al. 2020).
+
+    Every token is masked in turn and predicted from all others. Not comparable to what causal models give.
+
+    Args:
+        network: used in evaluation mode.
+        input_ids: (T,) int64 of one text, on the network's device.
+        mask_token: what hides a token.
+        counted: (T,) bool: the tokens to predict, not those around the text.
+        rows_at_once: copies of the text per pass.
+
+    Returns:
+        The sum of ln p(token | all others) in float64, and the number of tokens.
+    """
+    places = counted.nonzero().squeeze(1)
+    total = 0.0
+    with _evaluating(network):
+        for some in places.split(rows_at_once):
+            rows = input_ids.repeat(len(some), 1)
+            rows[torch.arange(len(some)), some] = mask_token
+            batch = {"input_ids": rows, "masked_positions": some[:, None]}
+            nll = token_nll(network(batch)[0]["masked_logits"], input_ids[some])
+            total -= nll.double().sum().item()
+    return total, len(places)
 
 
 class _Reader:

@@ -1,19 +1,35 @@
 """GPT-2: the causal transformer (Radford et al. 2019)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from errors import UserError
 from models.language.language_model import IGNORE, Batch, LanguageModel, nll_term
 from models.language.transformer import Block, KVCache, check_length, rows_of
 from models.loss_term import LossTerm
 
-# Published sizes, as arguments of GPT; of 124, 355, 774 and 1558 million parameters with the vocabulary of 50,257.
+
+class GPT2Size(NamedTuple):
+    """A published size and what was reported of it; the parameters are those with the vocabulary of 50,257."""
+
+    layers: int
+    heads: int
+    hidden_size: int
+    parameters: int
+    wikitext2_perplexity: float  # zero-shot, per word (Radford et al. 2019, table 3)
+    openwebtext_loss: float  # of OpenAI's weights, nats per token (nanoGPT's README)
+
+
+GPT2_VOCABULARY = 50_257
+# By their names on the Hugging Face hub; the paper calls them 117M, 345M, 762M and 1542M.
 GPT2_SIZES = {
-    "small": {"layers": 12, "heads": 12, "hidden_size": 768},
-    "medium": {"layers": 24, "heads": 16, "hidden_size": 1024},
-    "large": {"layers": 36, "heads": 20, "hidden_size": 1280},
-    "xl": {"layers": 48, "heads": 25, "hidden_size": 1600},
+    "gpt2": GPT2Size(12, 12, 768, 124_439_808, 29.41, 3.12),
+    "gpt2-medium": GPT2Size(24, 16, 1024, 354_823_168, 22.76, 2.84),
+    "gpt2-large": GPT2Size(36, 20, 1280, 774_030_080, 19.93, 2.67),
+    "gpt2-xl": GPT2Size(48, 25, 1600, 1_557_611_200, 18.34, 2.54),
 }
 
 
@@ -25,6 +41,7 @@ class GPT(LanguageModel):
 
     Args:
         vocab_size: number of tokens.
+        size: `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl`: what the next three are where they are None.
         layers: number of transformer blocks.
         heads: attention heads of a block.
         hidden_size: width of the tokens, a multiple of `heads`.
@@ -40,15 +57,21 @@ class GPT(LanguageModel):
         self,
         *,
         vocab_size: int,
-        layers: int = 12,
-        heads: int = 12,
-        hidden_size: int = 768,
+        size: str = "gpt2",
+        layers: int | None = None,
+        heads: int | None = None,
+        hidden_size: int | None = None,
         context_length: int = 1024,
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
         gelu: str = "tanh",
     ) -> None:
         super().__init__()
+        if size not in GPT2_SIZES:
+            raise UserError(f"there is no GPT of size {size!r}: choose one of {', '.join(GPT2_SIZES)}")
+        self.size = GPT2_SIZES[size]
+        layers, heads = layers or self.size.layers, heads or self.size.heads
+        hidden_size = hidden_size or self.size.hidden_size
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.context_length = context_length
@@ -70,6 +93,18 @@ class GPT(LanguageModel):
         )
         self.norm = nn.LayerNorm(hidden_size, 1e-5)
         self.reset_parameters()
+
+    @property
+    def published(self) -> dict[str, int | float]:
+        """What was reported of this size, for `tools.model_table`; nothing of sizes that nobody published."""
+        attention = self.blocks[0].attention
+        if (len(self.blocks), attention.heads, self.hidden_size) != self.size[:3] or self.vocab_size != GPT2_VOCABULARY:
+            return {}
+        return {
+            "parameters": self.size.parameters,
+            "WikiText-2 perplexity": self.size.wikitext2_perplexity,
+            "OpenWebText loss": self.size.openwebtext_loss,
+        }
 
     def reset_parameters(self) -> None:
         """Fill with fresh random weights."""

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from errors import UserError
-from models.language.gpt import GPT, GPT2_SIZES
+from models.language.gpt import GPT
 from models.language.language_model import IGNORE
 
 VOCAB = 50
@@ -24,12 +24,20 @@ def small(**changes):
 
 @pytest.mark.parametrize(
     ("size", "parameters"),
-    [("small", 124_439_808), ("medium", 354_823_168), ("large", 774_030_080), ("xl", 1_557_611_200)],
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
 )
 def test_published_parameter_counts(size, parameters):
     with torch.device("meta"):
-        network = GPT(vocab_size=50257, **GPT2_SIZES[size])
+        network = GPT(vocab_size=50257, size=size)
+        other = GPT(vocab_size=50257, size=size, layers=1)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert network.published["parameters"] == parameters
+    assert other.published == {}
 
 
 def test_initialisation():
@@ -102,6 +110,8 @@ def test_too_many_tokens_are_refused():
 def test_impossible_sizes_are_refused():
     with pytest.raises(UserError, match="heads 3"):
         GPT(vocab_size=5, layers=1, heads=3, hidden_size=16)
+    with pytest.raises(UserError, match="no GPT of size 'gpt3'"):
+        GPT(vocab_size=5, size="gpt3")
     with pytest.raises(UserError, match="'relu'"):
         GPT(vocab_size=5, layers=1, heads=2, hidden_size=16, gelu="relu")
 

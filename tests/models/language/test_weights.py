@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load_weights(BERT(vocab_size=11, **SMALL), gpt)
     with pytest.raises(UserError, match="do not fit this Classifier"):
         load_weights(Classifier(), gpt)
-    with pytest.raises(UserError, match="has none of model.safetensors"):
+    with pytest.raises(UserError, match="has none of model"):
         load_weights(GPT(vocab_size=11, **SMALL), tmp_path)
     torch.save({"a": torch.zeros(1)}, tmp_path / "foreign.bin")
     with pytest.raises(UserError, match="no name of theirs is known"):
