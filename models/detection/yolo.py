@@ -1,6 +1,7 @@
 """What the three versions of YOLO share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from models.detection.darknet_weights import read_darknet
 from models.detection.detector import Detections, Detector
 from models.detection.yolo_postprocess import YOLOPostprocessor
 from models.loss_term import LossTerm
+
+TORCH_FILES = (b"PK", b"\x80\x02")  # how they begin: a zip archive, or a pickle before torch 1.6
 
 
 class YOLO(Detector):
@@ -71,6 +74,18 @@ class YOLO(Detector):
     def detect(self, outputs: dict[str, Any], image_size: Tensor) -> Detections:
         """Detections in input pixels, clipped to `image_size` (B, 2)."""
         return self.postprocessor(*self.boxes_and_scores(outputs), image_size)
+
+    def read_published(self, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+        """The authors' files (`yolov3.weights`) by their numbers, torch's by their tensors; see the base class.
+
+        A darknet file says neither what it is nor which classes it knows: what is no file of torch's is taken for one,
+        and must have exactly as many numbers as the network for some number of classes.
+        """
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start in TORCH_FILES:
+            return super().read_published(path)
+        return read_darknet(self, path)[0], []
 
 
 def load_backbone(backbone: nn.Module, path: str | None) -> None:

@@ -19,7 +19,8 @@ def dataset(tmp_path, broken=(), **options):
             file.write_bytes(file.read_bytes()[:200])
     images = [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(names)]
     objects = [
-        annotation(image_id=i, bbox=[i, 2, 10, 12], segmentation=[[i, 2, i + 10, 2, i + 10, 14, i, 14]]) for i in range(4)
+        annotation(image_id=i, bbox=[i, 2, 10, 12], segmentation=[[i, 2, i + 10, 2, i + 10, 14, i, 14]])
+        for i in range(4)
     ]
     coco(tmp_path, images=images, annotations=objects)
     return CocoDetection(

@@ -9,6 +9,7 @@ from torch import nn
 from errors import UserError
 from models.backbones.darknet import Darknet19, Darknet53, DarknetClassifier, DarknetConv, YOLOv1Backbone
 from models.detection.darknet_weights import read_darknet, write_darknet
+from models.detection.weights import load_weights
 from models.detection.yolo_head import PriorPrediction
 from models.detection.yolo_v1 import YOLOv1
 from models.detection.yolo_v1_head import LocallyConnected
@@ -264,3 +265,35 @@ def test_detector_starts_from_a_files_backbone(tmp_path, detector, backbone):
     assert expected and all(torch.equal(network.backbone.state_dict()[name], v) for name, v in expected.items())
     with pytest.raises(UserError, match=r"a\.weights is too short"):
         detector(num_classes=2, width=1 / 16, backbone_weights=str(path))
+
+
+@pytest.mark.parametrize("version", ["v3", "v2", "v1"])
+def test_start_from_the_authors_file_for_other_classes(tmp_path, version):
+    """A file of COCO's 80 classes does not name them; of two classes here one is COCO's number 16, the dog."""
+    trained = random_network(THIN[version], 80)
+    write_darknet(trained, tmp_path / "authors.weights")
+    fresh = random_network(THIN[version], 2)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    load_weights(fresh, tmp_path / "authors.weights", class_names=["dog", "circle"])
+    theirs, per_class = trained.state_dict(), set(fresh.class_parameters())
+    for name, value in fresh.state_dict().items():
+        if name in per_class:
+            rows, old = value.view(-1, 2, *value.shape[1:]), theirs[name].view(-1, 80, *value.shape[1:])
+            assert torch.equal(rows[:, 0], old[:, 16])
+            assert torch.equal(rows[:, 1], before[name].view(rows.shape)[:, 1])
+        elif value.is_floating_point():
+            assert torch.equal(value, theirs[name]), name
+
+
+def test_a_torch_file_is_recognised(tmp_path):
+    trained, other = random_network(THIN["v3"]), THIN["v3"]()
+    for file, options in (("new.weights", {}), ("old.weights", {"_use_new_zipfile_serialization": False})):
+        torch.save(trained.state_dict(), tmp_path / file, **options)
+        load_weights(other, tmp_path / file)
+        assert torch.equal(other.levels[0].predict.boxes.weight, trained.levels[0].predict.boxes.weight)
+
+
+def test_file_of_another_network_is_refused(tmp_path):
+    write_darknet(THIN["v2"](), tmp_path / "a.weights")
+    with pytest.raises(UserError, match=r"a\.weights is too .* for YOLOv3 with 3 classes"):
+        load_weights(THIN["v3"](), tmp_path / "a.weights")

@@ -2,7 +2,7 @@ import numpy as np
 
 from metrics.detection import DetectionMetric
 from metrics.tide import KINDS, tide
-from tests.metrics.synthetic import ground_truth, random_case
+from tests.metrics.synthetic import detections, ground_truth, random_case
 from visualisation.tide import tide_figure
 
 
@@ -24,5 +24,5 @@ def test_bars_are_the_gains():
 
 
 def test_nothing_to_find(tmp_path):
-    tide_figure(errors_of(ground_truth([]), [])).savefig(tmp_path / "tide.png")
+    tide_figure(errors_of(ground_truth([]), [detections()])).savefig(tmp_path / "tide.png")
     assert (tmp_path / "tide.png").stat().st_size > 1000
