@@ -40,9 +40,10 @@ class PythonTopics(TextFiles):
         try:
             with locked(last):
                 if not last.exists():  # it is written last
-                    split = deal(documents(topics))
+                    texts = documents(topics)
+                    dealt = deal(texts)
                     for name, file in FILES.items():
-                        text = "\n".join("".join(f"{line}\n" for line in document) for document in split[name])
+                        text = "\n".join("".join(f"{line}\n" for line in texts[topic]) for topic in dealt[name])
                         (self.root / f".{file}").write_text(text, "utf-8")
                         os.replace(self.root / f".{file}", self.root / file)
         except OSError as error:
@@ -54,18 +55,23 @@ class PythonTopics(TextFiles):
 
 def documents(texts: dict[str, str]) -> dict[str, list[str]]:
     """Per topic its sentences, headings and lines of code, without paragraphs that a longer topic has too."""
+    return {name: [line for lines, _ in found for line in lines] for name, found in paragraphs(texts).items()}
+
+
+def paragraphs(texts: dict[str, str]) -> dict[str, list[tuple[list[str], bool]]]:
+    """Per topic its paragraphs as lines, and whether each is code or a table; see `documents`."""
     seen: set[str] = set()
     result = {}
     for name in sorted(texts, key=lambda name: (-len(texts[name]), name)):
-        sentences: list[str] = []
+        found: list[tuple[list[str], bool]] = []
         for paragraph in re.split(r"\n\s*\n", texts[name]):
             new = paragraph_lines(paragraph)
             key = " ".join(new)
             if new and key not in seen:
                 seen.add(key)
-                sentences += new
-        if sentences:
-            result[name] = sentences
+                found.append((new, CODE.search(paragraph) is not None))
+        if found:
+            result[name] = found
     return result
 
 
@@ -76,18 +82,18 @@ def paragraph_lines(paragraph: str) -> list[str]:
     return kept if CODE.search(paragraph) else split_sentences(" ".join(kept))
 
 
-def deal(texts: dict[str, list[str]]) -> dict[str, list[list[str]]]:
-    """Deal documents to the splits in the order of their names' hashes, so that it is the same everywhere.
+def deal(texts: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Deal documents, by name, to the splits in the order of their names' hashes, so that it is the same everywhere.
 
     A document that would alone fill half of the share of a small split goes to training.
     """
     sizes = {name: sum(len(line) + 1 for line in text) for name, text in texts.items()}
     total = sum(sizes.values())
     room = {split: share * total for split, share in SHARES.items()}
-    dealt: dict[str, list[list[str]]] = {split: [] for split in FILES}
+    dealt: dict[str, list[str]] = {split: [] for split in FILES}
     for name in sorted(texts, key=lambda name: hashlib.sha256(name.encode()).digest()):
         fitting = [s for s, left in room.items() if left > 0 and sizes[name] < SHARES[s] / 2 * total]
         split = fitting[0] if fitting else "train"
-        dealt[split].append(texts[name])
+        dealt[split].append(name)
         room[split] = room.get(split, 0) - sizes[name]
     return dealt
