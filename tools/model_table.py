@@ -5,8 +5,9 @@ shows the shipped configurations instead, many of which are narrower, for a firs
 
 Networks are built without memory (on torch's meta device). Multiply-accumulates are those of convolutions and matrix
 products in one forward pass of one image of the network's own input size: what torch's FLOP counter sees, halved.
-Element-wise operations, normalisation and pooling are left out, and so is what depends on the picture (the second stage
-of a two-stage detector). What was published may count more: TensorFlow's profiler finds about 2 % more in EfficientDet.
+Element-wise operations, normalisation and pooling are left out; the second stage of a two-stage detector sees as many
+proposals as there are at most. What was published may count more: TensorFlow's profiler finds about 2 % more in
+EfficientDet.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def count_macs(network: nn.Module, size: int) -> int:
     """Multiply-accumulates of one forward pass of one RGB image of `size` x `size` pixels."""
     images = torch.empty(1, 3, size, size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(images)
+        getattr(network.eval(), "all_stages", network)(images)
     return counter.get_total_flops() // 2
 
 

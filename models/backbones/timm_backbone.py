@@ -63,8 +63,8 @@ class TimmBackbone(nn.Module):
             features_only=True,
             out_indices=tuple(out_indices),
             pretrained=pretrained,
-            drop_path_rate=drop_path_rate,
             **({} if output_stride is None else {"output_stride": output_stride}),
+            **({"drop_path_rate": drop_path_rate} if drop_path_rate else {}),  # not known to all of timm's models
         )
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()

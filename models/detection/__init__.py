@@ -2,6 +2,8 @@
 
 from models.detection.detector import Detections, Detector, Targets
 from models.detection.efficientdet import EfficientDet
+from models.detection.faster_rcnn import FasterRCNN
 from models.detection.one_stage import OneStageDetector
+from models.detection.two_stage import TwoStageDetector
 
-__all__ = ["Detections", "Detector", "EfficientDet", "OneStageDetector", "Targets"]
+__all__ = ["Detections", "Detector", "EfficientDet", "FasterRCNN", "OneStageDetector", "Targets", "TwoStageDetector"]

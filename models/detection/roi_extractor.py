@@ -69,6 +69,10 @@ class RoIExtractor(nn.Module):
         pooled = [self.pool(x, part, s) for x, part, s in zip(features, parts, self.strides, strict=False)]
         return torch.cat(pooled)[order.argsort()]
 
+    def shape(self, channels: int) -> tuple[int, ...]:
+        """Of the result for one box."""
+        return channels, self.output_size, self.output_size
+
     def levels(self, boxes: Tensor) -> Tensor:
         """Index among `strides` for boxes (..., 4) -> (...) int64."""
         width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
@@ -93,6 +97,10 @@ class AllLevelsRoIExtractor(RoIExtractor):
     The box head takes the levels through its first layer one by one and fuses them: `AdaptiveTwoFCHead`. Arguments as
     of `RoIExtractor`; no level is canonical.
     """
+
+    def shape(self, channels: int) -> tuple[int, ...]:
+        """Of the result for one box."""
+        return len(self.strides), *super().shape(channels)
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, taken: Tensor) -> Tensor:
         """Features (B, C, H_l, W_l) per level and boxes (B, P, 4) taken or not (B, P) -> (N, levels, C, S, S)."""

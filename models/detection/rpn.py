@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
 from models.detection.detector import Targets
 from models.detection.low_quality_matcher import LowQualityMatcher
+from models.detection.matcher import IGNORED, AnchorMatcher
 from models.detection.precision import at_least_float32
 from models.detection.proposals import ProposalSelector
 from models.detection.sampler import RandomSampler
@@ -30,6 +31,8 @@ class RPN(nn.Module):
         selector: None is Detectron's for an FPN.
         smooth_l1_beta: where the box loss turns from a parabola to a line; 0 is plain L1 as in detectron2, 1/9
             torchvision's.
+        inside: anchors that reach beyond the image take no part in training (section 3.3 of the paper; later networks
+            let them). Those that reach beyond the largest image of the batch are not even matched.
     """
 
     def __init__(
@@ -38,11 +41,12 @@ class RPN(nn.Module):
         *,
         anchors: SizedAnchors | None = None,
         convs: int = 1,
-        matcher: LowQualityMatcher | None = None,
+        matcher: AnchorMatcher | None = None,
         sampler: RandomSampler | None = None,
         box_coder: BoxCoder | None = None,
         selector: ProposalSelector | None = None,
         smooth_l1_beta: float = 0.0,
+        inside: bool = False,
     ) -> None:
         super().__init__()
         self.anchors = anchors or SizedAnchors()
@@ -51,6 +55,7 @@ class RPN(nn.Module):
         self.box_coder = box_coder or BoxCoder(y_first=False, max_log_ratio=MAX_LOG_RATIO)
         self.selector = selector or ProposalSelector()
         self.smooth_l1_beta = smooth_l1_beta
+        self.inside = inside
         per_cell = self.anchors.anchors_per_cell
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs))
         self.objectness = nn.Conv2d(channels, per_cell, 1)
@@ -89,17 +94,18 @@ class RPN(nn.Module):
         anchors = self.anchors(outputs["sizes"], logits[0].device)
         return self.selector(logits, outputs["box_codes"], anchors, self.box_coder, image_size, self.training)
 
-    def loss_terms(self, outputs: dict[str, Any], targets: Targets) -> dict[str, LossTerm]:
+    def loss_terms(self, outputs: dict[str, Any], targets: Targets, image_size: Tensor) -> dict[str, LossTerm]:
         """Terms `rpn_class_loss` and `rpn_box_loss`, both divided by the number of sampled anchors.
 
         Args:
             outputs: of `forward`.
             targets: crowds and padding are left out.
+            image_size: (B, 2).
         """
         logits, codes = torch.cat(outputs["objectness"], 1), torch.cat(outputs["box_codes"], 1)
         anchors = self.anchors(outputs["sizes"], logits.device)
-        boxes, valid = targets["boxes"], (targets["labels"] >= 0) & ~targets["iscrowd"]
-        match = self.matcher(anchors, boxes, valid)  # (B, A)
+        boxes = targets["boxes"]
+        match = self.match(anchors, targets, image_size)  # (B, A)
         index, taken, positive = self.sampler(match, deterministic=not self.training)  # (B, S)
         logits = at_least_float32(logits.gather(1, index))
         class_loss = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
@@ -116,3 +122,19 @@ class RPN(nn.Module):
         box_loss = F.smooth_l1_loss(codes, goal, reduction="none", beta=self.smooth_l1_beta)
         terms["rpn_box_loss"] = LossTerm(box_loss.where(positive[..., None], 0).sum((1, 2)), count, 1.0, 0.0)
         return terms
+
+    def match(self, anchors: Tensor, targets: Targets, image_size: Tensor) -> Tensor:
+        """Index of the object of every anchor (A, 4), NEGATIVE or IGNORED: (B, A) int64."""
+        valid = (targets["labels"] >= 0) & ~targets["iscrowd"]
+        if not self.inside:
+            return self.matcher(anchors, targets["boxes"], valid)
+        # An empty anchor overlaps nothing, so that no object takes it for its best.
+        within_largest = is_inside(anchors, image_size.amax(0, keepdim=True))[0]
+        match = self.matcher(anchors.where(within_largest[:, None], 0), targets["boxes"], valid)
+        return match.where(is_inside(anchors, image_size), IGNORED)
+
+
+def is_inside(anchors: Tensor, image_size: Tensor) -> Tensor:
+    """Whether anchors (A, 4) lie within images of the sizes (B, 2) -> (B, A) bool."""
+    limits = image_size.flip(1)[:, None]  # (B, 1, 2): width, height
+    return (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] <= limits).all(2)

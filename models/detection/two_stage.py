@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from errors import UserError
 from models.detection.detector import Detections, Detector, Targets
 from models.loss_term import LossTerm
+from models.necks import Neck
 
 
 class TwoStageDetector(Detector):
@@ -25,7 +26,8 @@ class TwoStageDetector(Detector):
             features as they are.
         rpn: called with the channels of the features; see `RPN`.
         roi_head: called with (the channels of the features, K); see `RoIHead` and `CascadeRoIHead`.
-        size_divisor: height and width of an input must be multiples of it; None is the backbone's coarsest stride.
+        size_divisor: height and width of an input must be multiples of it; None is what the neck needs; without
+            a neck any size will do.
         mean: see `Detector`, like `std`.
     """
 
@@ -37,7 +39,7 @@ class TwoStageDetector(Detector):
         backbone: nn.Module,
         rpn: Callable[[int], nn.Module],
         roi_head: Callable[[int, int], nn.Module],
-        neck: Callable[[list[int]], nn.Module] | None = None,
+        neck: Callable[[list[int]], Neck] | None = None,
         size_divisor: int | None = None,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
@@ -45,12 +47,14 @@ class TwoStageDetector(Detector):
         super().__init__(
             num_classes=num_classes,
             image_size=image_size,
-            size_divisor=size_divisor or max(backbone.strides),
+            size_divisor=size_divisor or 1,
             mean=mean,
             std=std,
         )
         self.backbone = backbone
         self.neck = None if neck is None else neck(backbone.channels)
+        if size_divisor is None and self.neck is not None:
+            self.size_divisor = self.neck.size_divisor(backbone.strides)
         channels = backbone.channels[-1] if neck is None else self.neck.channels
         self.rpn = rpn(channels)
         self.roi_head = roi_head(channels, num_classes)
@@ -75,6 +79,15 @@ class TwoStageDetector(Detector):
             features = self.neck(features)
         return {"features": features, **self.rpn(features)}
 
+    def all_stages(self, images: Tensor) -> None:
+        """The work that images (B, 3, H, W) of any content make: for counting operations.
+
+        `forward`, and the second stage on as many boxes as there are proposals at most.
+        """
+        features = self(images)["features"]
+        boxes = len(images) * self.rpn.selector.max_proposals[1]
+        self.roi_head.on_pooled(features[0].new_empty(boxes, *self.roi_head.extractor.shape(features[0].shape[1])))
+
     def loss_terms(self, outputs: dict[str, Any], targets: Targets, image_size: Tensor) -> dict[str, LossTerm]:
         """The terms of the RPN (`rpn_...`) and of the RoI head.
 
@@ -90,7 +103,7 @@ class TwoStageDetector(Detector):
             targets = _with_a_place(targets)
         boxes, valid = self.proposals(outputs, image_size)
         return {
-            **self.rpn.loss_terms(outputs, targets),
+            **self.rpn.loss_terms(outputs, targets, image_size),
             **self.roi_head.loss_terms(outputs["features"], boxes, valid, targets, image_size),
         }
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import Projection, SeparableConv, batch_norm, glorot_uniform_, halve, silu
+from models.necks.neck import Neck
 
 
 class Node(NamedTuple):
@@ -112,7 +113,7 @@ class BiFPNCell(nn.Module):
         return features[-self.num_levels :]  # the finest top-down node and the bottom-up nodes
 
 
-class BiFPN(nn.Module):
+class BiFPN(Neck):
     """Extra coarse levels, then repeated bidirectional cells.
 
     The first level beyond the backbone is its coarsest feature through a 1 x 1 convolution and BN, max-pooled; each
@@ -167,3 +168,7 @@ class BiFPN(nn.Module):
         for cell in self.cells:
             pyramid = cell(pyramid)
         return pyramid
+
+    def size_divisor(self, strides: Sequence[int]) -> int:
+        """Every level is exactly half of the one before."""
+        return max(strides) * 2**self.num_extra

@@ -6,8 +6,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.necks.neck import Neck
 
-class FPN(nn.Module):
+
+class FPN(Neck):
     """Lateral 1 x 1 convolutions, a top-down path of nearest upsampling and sums, a 3 x 3 convolution per level.
 
     Args:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError
+from models.necks.neck import Neck
 
 LEVELS = 5
 
@@ -57,7 +58,7 @@ class NASFPNCell(nn.Module):
         return [nodes[i] for i in OUTPUTS]
 
 
-class NASFPN(nn.Module):
+class NASFPN(Neck):
     """The cell that architecture search found, stacked.
 
     The backbone's features go through a 1 x 1 convolution and batch normalisation; the levels beyond them are max

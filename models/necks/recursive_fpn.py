@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.necks.neck import Neck
+
 
 class RecursivePyramid(nn.Module):
     """Backbone and neck in one, run more than once: what the neck made is fed back to the backbone.
@@ -31,7 +33,7 @@ class RecursivePyramid(nn.Module):
         self,
         backbone: nn.Module,
         feedback_backbone: nn.Module,
-        neck: Callable[[list[int]], nn.Module],
+        neck: Callable[[list[int]], Neck],
         *,
         steps: int = 2,
     ) -> None:
@@ -86,7 +88,7 @@ class ASPP(nn.Module):
         return torch.cat(views, 1)
 
 
-class IdentityNeck(nn.Module):
+class IdentityNeck(Neck):
     """No neck: for a backbone that gives a pyramid already.
 
     Args:

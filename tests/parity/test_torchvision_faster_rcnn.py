@@ -1,7 +1,7 @@
 """The same weights in torchvision's Faster R-CNN and in ours give the same numbers.
 
 Chance is taken out of the sampling by giving torchvision's sampler the fixed order of ours. Networks are in float64, so
-that what differs is not the rounding of some hundred layers; proposals are float32 in ours.
+that what differs is not the rounding of some hundred layers. Pictures and numbers of boxes are small, for speed.
 """
 
 import copy
@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection._utils import overwrite_eps
 
+from models.backbones.resnet import freeze_norms
 from models.detection.faster_rcnn import FasterRCNN
-from models.detection.sampler import GOLDEN
+from models.detection.proposals import ProposalSelector
+from models.detection.roi_postprocess import RoIPostprocessor
+from models.detection.sampler import GOLDEN, RandomSampler
 from models.detection.weights_torchvision_faster_rcnn import from_torchvision_faster_rcnn
 
-SIZE = 192
+SIZE = 96
 CLASSES = 7
 
 
@@ -39,6 +43,13 @@ class FixedOrder:
         return [r[0] for r in results], [r[1] for r in results]
 
 
+class AlwaysFixed(RandomSampler):
+    """Ours, in the fixed order in training too."""
+
+    def __call__(self, labels, *, deterministic=False):
+        return super().__call__(labels, deterministic=True)
+
+
 class Pair:
     """torchvision's network and ours with its random weights, and a batch."""
 
@@ -47,7 +58,12 @@ class Pair:
         make = fasterrcnn_resnet50_fpn if version == "v1" else fasterrcnn_resnet50_fpn_v2
         # What the transform does is undone by its settings: images come normalised and in their size.
         options = {"min_size": SIZE, "max_size": SIZE, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+        options |= {"rpn_pre_nms_top_n_train": 120, "rpn_pre_nms_top_n_test": 80}
+        options |= {"rpn_post_nms_top_n_train": 90, "rpn_post_nms_top_n_test": 50, "box_detections_per_img": 30}
         self.theirs = make(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **options)
+        if version == "v1":  # as the published one is, and torchvision's is not unless it loads weights
+            freeze_norms(self.theirs.backbone.body)
+            overwrite_eps(self.theirs, 0.0)
         for name, module in self.theirs.named_modules():
             # Statistics and scales off their initial values, so that a mix-up would show.
             if isinstance(getattr(module, "running_mean", None), torch.Tensor):
@@ -62,23 +78,23 @@ class Pair:
         nn.init.normal_(self.theirs.roi_heads.box_predictor.cls_score.weight, std=0.3)
         nn.init.normal_(self.theirs.roi_heads.box_predictor.bbox_pred.weight, std=0.1)
         self.theirs.rpn.fg_bg_sampler = FixedOrder(256, 0.5)
-        self.theirs.roi_heads.fg_bg_sampler = FixedOrder(512, 0.25)
+        self.theirs.roi_heads.fg_bg_sampler = FixedOrder(40, 0.25)
         self.ours = FasterRCNN(num_classes=CLASSES, form=f"torchvision_{version}")
         self.ours.load_state_dict(from_torchvision_faster_rcnn(self.theirs.state_dict()))
-        for part in (self.ours.rpn, self.ours.roi_head):
-            sampler = part.sampler
-            part.sampler = lambda labels, deterministic, s=sampler: s(labels, deterministic=True)
-            part.sampler.max_positives = sampler.max_positives
+        self.ours.rpn.sampler = AlwaysFixed(size=256, positive_fraction=0.5)
+        self.ours.roi_head.sampler = AlwaysFixed(size=40, positive_fraction=0.25)
+        self.ours.rpn.selector = ProposalSelector(candidates=(120, 80), max_proposals=(90, 50))
+        self.ours.roi_head.postprocessor = RoIPostprocessor(max_detections=30)
         self.theirs.double()
         self.ours.double()
         self.images = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
         self.image_size = torch.full((2, 2), SIZE)
         boxes = [
             [[10, 20, 60, 90], [30, 30, 50, 44], [0, 0, 0, 0]],
-            [[5, 5, 180, 170], [80, 10, 127, 50], [1, 1, 30, 30]],
+            [[5, 5, 90, 80], [40, 10, 77, 50], [1, 1, 30, 30]],
         ]
         labels = torch.tensor([[3, 6, -1], [0, CLASSES - 1, 4]])
-        self.targets = {"boxes": torch.tensor(boxes).float(), "labels": labels, "iscrowd": labels < -1}
+        self.targets = {"boxes": torch.tensor(boxes).double(), "labels": labels, "iscrowd": labels < -1}
 
     def train(self, mode=True):
         self.theirs.train(mode)
@@ -87,7 +103,7 @@ class Pair:
 
     def their_losses(self):
         rows = zip(self.targets["boxes"], self.targets["labels"], strict=True)
-        targets = [{"boxes": b[y >= 0].double(), "labels": y[y >= 0] + 1} for b, y in rows]
+        targets = [{"boxes": b[y >= 0], "labels": y[y >= 0] + 1} for b, y in rows]
         losses = self.theirs(list(self.images), targets)
         return {
             "rpn_class_loss": losses["loss_objectness"],
@@ -127,14 +143,14 @@ def test_raw_outputs(pair):
         for found, expected in zip(outputs["box_codes"], codes, strict=True):
             expected = expected.permute(0, 2, 3, 1).reshape(2, -1, 4)
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-        boxes = pair.targets["boxes"].double()
+        boxes = pair.targets["boxes"]
         vectors = pair.theirs.roi_heads.box_head(
             pair.theirs.roi_heads.box_roi_pool(
                 dict(zip(["0", "1", "2", "3"], features, strict=False)), list(boxes), [(SIZE, SIZE)] * 2
             )
         )
         logits, codes = pair.theirs.roi_heads.box_predictor(vectors)
-        our_logits, our_codes = pair.ours.roi_head(outputs["features"], boxes)
+        our_logits, our_codes = pair.ours.roi_head(outputs["features"], boxes, torch.ones(2, 3, dtype=torch.bool))
         torch.testing.assert_close(our_logits.flatten(0, 1), logits.roll(-1, 1), rtol=1e-9, atol=1e-9)
         expected = codes.view(6, -1, 4)[:, 1:].transpose(1, 2)
         torch.testing.assert_close(our_codes.flatten(0, 1), expected, rtol=1e-9, atol=1e-9)
@@ -147,12 +163,12 @@ def test_proposals(pair, training):
         outputs = pair.ours(pair.images)
         boxes, valid = pair.ours.proposals(outputs, pair.image_size)
         images = pair.theirs.transform(list(pair.images))[0]
-        targets = [{"boxes": b.double()} for b in pair.targets["boxes"]]
+        targets = [{"boxes": b} for b in pair.targets["boxes"]]
         expected, _ = pair.theirs.rpn(images, pair.theirs.backbone(pair.images), targets)
     assert valid.sum(1).tolist() == [len(image) for image in expected]
-    assert valid.sum(1).amin() > 300
+    assert valid.sum(1).amin() >= 50
     for found, keep, wanted in zip(boxes, valid, expected, strict=True):
-        torch.testing.assert_close(found[keep], wanted.float(), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found[keep], wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_losses_and_gradients(pair):
@@ -160,7 +176,9 @@ def test_losses_and_gradients(pair):
     state = copy.deepcopy(pair.theirs.state_dict())
     theirs, ours = pair.their_losses(), pair.our_losses()
     for name, value in ours.items():
-        torch.testing.assert_close(value.double(), theirs[name], rtol=1e-5, atol=0, msg=lambda m: f"{name}: {m}")  # noqa: B023
+        torch.testing.assert_close(
+            value.double(), theirs[name].double(), rtol=1e-6, atol=0, msg=lambda m: f"{name}: {m}"
+        )  # noqa: B023
         assert value > 0.001
     sum(ours.values()).backward()
     sum(theirs.values()).backward()
@@ -172,7 +190,7 @@ def test_losses_and_gradients(pair):
     compared = 0
     for name, parameter in pair.ours.named_parameters():
         wanted = expected[name]
-        tolerance = 1e-4 * wanted.abs().max().item() + 1e-9
+        tolerance = 1e-6 * wanted.abs().max().item() + 1e-12
         if not wanted.any():  # torchvision keeps what its weights' frozen layers hold
             continue
         torch.testing.assert_close(parameter.grad, wanted, rtol=0, atol=tolerance, msg=lambda m: f"{name}: {m}")  # noqa: B023
@@ -193,10 +211,10 @@ def test_detections(pair):
         found = pair.ours.detect(pair.ours(pair.images), pair.image_size)
     for i, wanted in enumerate(expected):
         count = len(wanted["scores"])
-        assert count > 20 and len(wanted["labels"].unique()) > 2
+        assert count == 30 and len(wanted["labels"].unique()) > 1
         assert (found["labels"][i] >= 0).sum() == count
-        torch.testing.assert_close(found["scores"][i, :count], wanted["scores"].float(), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found["boxes"][i, :count], wanted["boxes"].float(), rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(found["scores"][i, :count], wanted["scores"], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found["boxes"][i, :count], wanted["boxes"], rtol=1e-9, atol=1e-9)
         assert torch.equal(found["labels"][i, :count], wanted["labels"] - 1)
 
 
@@ -205,6 +223,8 @@ def test_numbers_of_parameters():
     for version, make in (("v1", fasterrcnn_resnet50_fpn), ("v2", fasterrcnn_resnet50_fpn_v2)):
         with torch.device("meta"):
             theirs = make(weights=None, weights_backbone=None)
+            if version == "v1":
+                freeze_norms(theirs.backbone.body)
             ours = FasterRCNN(num_classes=90, form=f"torchvision_{version}")
         assert sum(p.numel() for p in theirs.parameters()) == published[version]
         # Four box codes of the background, which nothing reads, are not ours.
