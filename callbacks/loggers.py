@@ -231,6 +231,18 @@ class SafeWandbLogger(Logger):
         self._try(send)
 
     @rank_zero_only
+    def log_texts(self, key: str, columns: list[str], rows: list[list[str]], step: int) -> None:
+        """A table of texts.
+
+        Args:
+            key: name of the panel.
+            columns: what stands in each column.
+            rows: of the table.
+            step: of the training.
+        """
+        self._try(lambda run: self._log(run, {key: wandb.Table(columns=columns, data=rows)}, step))
+
+    @rank_zero_only
     def close(self, exit_code: int) -> None:
         """Finish the W&B run, so that its files are complete; once, after training, validation and test."""
         if self._run is not None:

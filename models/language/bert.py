@@ -178,6 +178,15 @@ class BERT(LanguageModel):
             x = block(x, rows)
         return rows, x
 
+    def flops(self, batch: Batch) -> float | Tensor:
+        """See `LanguageModel`; padding costs nothing, and the vocabulary only where something is masked."""
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        lengths = ids.new_full((len(ids),), ids.shape[1]) if mask is None else mask.sum(1)
+        tokens, pairs = lengths.sum().float(), lengths.float().square().sum()
+        masked = self._counted(batch).sum().float()
+        head = self.hidden_size * (self.hidden_size + self.vocab_size)
+        return sum(block.flops(tokens, pairs) for block in self.blocks) + 2.0 * masked * head
+
     def loss_terms(self, outputs: Batch, batch: Batch) -> dict[str, LossTerm]:
         """`masked_loss`, a mean over the masked positions, and, where the batch has pairs, `next_sentence_loss`."""
         counted = self._counted(batch)

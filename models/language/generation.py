@@ -117,7 +117,7 @@ def fill_mask(
     optional = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
     batch |= {key: value for key, value in optional.items() if value is not None}
     with _evaluating(network):
-        probabilities = network(batch)[0]["masked_logits"].float().softmax(-1)
+        probabilities = network.forward(batch)[0]["masked_logits"].float().softmax(-1)
     best = probabilities.topk(min(top_k, network.vocab_size))
     return Filling(wanted.nonzero()[:, 0], positions[wanted], best.indices, best.values)
 
@@ -153,7 +153,7 @@ def score(network: LanguageModel, sequences: Sequence[Tensor]) -> Tensor:
             targets[position < (lengths - torch.tensor(new, device=inputs.device))[:, None]] = IGNORE
             inside = position < lengths[:, None]
             batch = {"input_ids": inputs, "attention_mask": inside, "fresh": torch.ones_like(lengths).bool()}
-            nll = token_nll(network(batch)[0]["logits"], targets)
+            nll = token_nll(network.forward(batch)[0]["logits"], targets)
             totals.index_add_(0, torch.tensor(rows), -nll.double().sum(1).cpu())
     return totals
 
@@ -194,7 +194,7 @@ def score_masked(
             rows = input_ids.repeat(len(some), 1)
             rows[torch.arange(len(some)), some] = mask_token
             batch = {"input_ids": rows, "masked_positions": some[:, None]}
-            nll = token_nll(network(batch)[0]["masked_logits"], input_ids[some])
+            nll = token_nll(network.forward(batch)[0]["masked_logits"], input_ids[some])
             total -= nll.double().sum().item()
     return total, len(places)
 
@@ -215,11 +215,12 @@ class _Reader:
         fresh = torch.full((len(tokens),), self.seen == 0, device=tokens.device)
         if self.use_cache and length <= self.limit:
             batch = {"input_ids": tokens[:, self.seen :], "fresh": fresh}
-            outputs, self.state = self.network(batch, self.state)
+            # `forward`: a text that grows would make a compiled network compile anew and anew.
+            outputs, self.state = self.network.forward(batch, self.state)
             self.seen = length
         else:  # positions have moved, so that nothing that was computed before holds any more
             start = max(0, length - self.limit)
-            outputs, _ = self.network({"input_ids": tokens[:, start:], "fresh": torch.ones_like(fresh)})
+            outputs, _ = self.network.forward({"input_ids": tokens[:, start:], "fresh": torch.ones_like(fresh)})
         return outputs["logits"][:, -1]
 
 

@@ -149,6 +149,12 @@ class GPT(LanguageModel):
             x = block(x, layer)
         return rows.unpack(self.norm(x))
 
+    def flops(self, batch: Batch) -> float:
+        """See `LanguageModel`; rows count as full."""
+        tokens, length = batch["input_ids"].numel(), batch["input_ids"].shape[1]
+        body = sum(block.flops(tokens, tokens * length) for block in self.blocks)
+        return body + 2.0 * tokens * self.hidden_size * self.vocab_size
+
     def loss_terms(self, outputs: Batch, batch: Batch) -> dict[str, LossTerm]:
         """`next_token_loss`: the mean negative log-likelihood of `targets` (B, T)."""
         return {"next_token_loss": nll_term(outputs["logits"], batch["targets"])}

@@ -58,6 +58,13 @@ class LanguageModel(nn.Module, ABC):
         """The state to start reading a text piece by piece with; None where `forward` takes None for it."""
         return None
 
+    def flops(self, batch: Batch) -> float | Tensor | None:
+        """Floating-point operations of a forward pass in matrix products, 2 a multiply-add; None where unknown.
+
+        Attention counts as if every token saw all tokens of its row, as is customary also for causal models.
+        """
+        return None
+
     def head_parameters(self) -> list[nn.Parameter]:
         """The parameters that `encode` does not use, only the prediction of tokens."""
         return []

@@ -260,6 +260,18 @@ class Block(nn.Module):
         x = self.attention_norm(x + self.dropout(self.attention(x, rows)))
         return self.mlp_norm(x + self.dropout(self._mlp(x)))
 
+    def flops(self, tokens: float | Tensor, pairs: float | Tensor) -> float | Tensor:
+        """Floating-point operations of a forward pass in matrix products.
+
+        Args:
+            tokens: N.
+            pairs: of a token and one that it attends to: the sum of the rows' squared lengths.
+        """
+        weights = sum(
+            layer.weight.numel() for layer in (self.attention.qkv, self.attention.out, self.inner, self.outer)
+        )
+        return 2.0 * tokens * weights + 4.0 * pairs * self.outer.out_features
+
     def _mlp(self, x: Tensor) -> Tensor:
         return self.outer(self.gelu(self.inner(x)))
 
