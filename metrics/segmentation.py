@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import cv2
 import numpy as np
 
 from metrics.exact import ExactMetric
@@ -121,6 +120,8 @@ def boundary_counts(prediction: np.ndarray, truth: np.ndarray, classes: int, sha
     Returns:
         (K, 2) int64.
     """
+    import cv2  # only here, so that the rest needs no OpenCV
+
     height, width = truth.shape
     distance = max(round(share * (height**2 + width**2) ** 0.5), 1)
     kernel = np.ones((3, 3), np.uint8)
