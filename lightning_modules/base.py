@@ -134,6 +134,16 @@ class TaskModule(LightningModule):
         """Compute and log the metrics of the test split."""
         self._finish("test")
 
+    def after_fit(self, checkpoint: str | None) -> None:
+        """Learn what is left when the last optimiser step is done, such as R-CNN's SVMs; nothing by default.
+
+        Called on all processes between `fit` and the validation and test of the best checkpoint.
+
+        Args:
+            checkpoint: the best one, which the result is written into; None if there is none, and the weights in memory
+                are tested.
+        """
+
     def report(self, values: dict[str, float], split: str) -> dict[str, float]:
         """What is logged of the metrics' values: all of them, unless a task adds what follows from them."""
         return values

@@ -161,6 +161,7 @@ class TriptychCLI(LightningCLI):
         if self.trainer.interrupted or self.trainer.received_sigterm:
             return
         best = next(c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+        self.model.after_fit(best or None)
         options = {"datamodule": self.datamodule, "ckpt_path": best or None, "weights_only": True}
         if "val" in self.datamodule.splits and best:
             self.trainer.validate(self.model, **options)

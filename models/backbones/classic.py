@@ -53,7 +53,6 @@ class ClassicBackbone(nn.Module):
         strides: likewise, in pixels.
         offset: where the centre of the first cell lies, in pixels from the centre of the first pixel.
         pool5: the pooling behind the last convolution; not applied by `forward`.
-        pooled_size: cells per side of pool5 for an input of the classifier's size.
 
     Raises:
         UserError: there are no weights of this network, or they are of another width.
@@ -61,7 +60,6 @@ class ClassicBackbone(nn.Module):
 
     LAYERS: ClassVar[tuple[Layer, ...]]
     POOL5: ClassVar[Pool]
-    POOLED_SIZE: ClassVar[int]
     WEIGHTS: ClassVar[str | None] = None  # torchvision's name of the network
 
     def __init__(self, *, width: float = 1.0, frozen_convs: int = 0, pretrained: bool = False) -> None:
@@ -91,7 +89,6 @@ class ClassicBackbone(nn.Module):
         self.channels = [channels]
         self.strides = [stride]
         self.offset = offset
-        self.pooled_size = self.POOLED_SIZE
         convs = [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
         for conv in convs:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -101,6 +98,20 @@ class ClassicBackbone(nn.Module):
             self.features.load_state_dict(state)
         for conv in convs[:frozen_convs]:
             conv.requires_grad_(False)
+
+    def pooled_side(self, side: int) -> int:
+        """Cells per side of pool5 for a square input of `side` pixels.
+
+        Raises:
+            UserError: the input is too small.
+        """
+        cells = side
+        for layer in (*self.LAYERS, self.POOL5):
+            if not isinstance(layer, Normalise):
+                cells = (cells + 2 * layer.padding - layer.kernel) // layer.stride + 1
+            if cells < 1:
+                raise UserError(f"an input of {side} x {side} pixels is too small for {type(self).__name__}")
+        return cells
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> conv5 after its ReLU, [(B, channels[0], about H / 16, about W / 16)]."""
@@ -116,7 +127,6 @@ class AlexNet(ClassicBackbone):
         *(Conv(384, 3, 1, 1), Conv(256, 3, 1, 1), Conv(256, 3, 1, 1)),
     )
     POOL5 = Pool(3, 2)
-    POOLED_SIZE = 6
     WEIGHTS = "alexnet"
 
 
@@ -132,7 +142,6 @@ class CaffeNet(ClassicBackbone):
         *(Conv(384, 3, 1, 1), Conv(384, 3, 1, 1, groups=2), Conv(256, 3, 1, 1, groups=2)),
     )
     POOL5 = Pool(3, 2)
-    POOLED_SIZE = 6
 
 
 class ZF5(ClassicBackbone):
@@ -147,7 +156,6 @@ class ZF5(ClassicBackbone):
         *(Conv(384, 3, 1, 1), Conv(384, 3, 1, 1), Conv(256, 3, 1, 1)),
     )
     POOL5 = Pool(3, 2)
-    POOLED_SIZE = 6
 
 
 class VGG16(ClassicBackbone):
@@ -161,7 +169,6 @@ class VGG16(ClassicBackbone):
         *(Conv(512, 3, 1, 1), Conv(512, 3, 1, 1), Conv(512, 3, 1, 1)),
     )
     POOL5 = Pool(2, 2)
-    POOLED_SIZE = 7
     WEIGHTS = "vgg16"
 
 
