@@ -17,11 +17,13 @@ from errors import UserError
 from inference.detection import DetectionPredictor
 from inference.language import language_predictor
 from inference.segmentation import SegmentationPredictor
+from inference.text_classification import TextClassificationPredictor
 
 PREDICTORS: dict[str, Callable[..., Any]] = {  # by task
     "detection": DetectionPredictor,
     "segmentation": SegmentationPredictor,
     "language": language_predictor,
+    "text_classification": TextClassificationPredictor,
 }
 
 # What a checkpoint may name: classes of this project's networks, and modules of PyTorch. Anything else could run code
@@ -40,7 +42,7 @@ def load(checkpoint: str | Path, device: str | torch.device | None = None, **opt
 
     Returns:
         The predictor of the checkpoint's task: `DetectionPredictor`, `SegmentationPredictor`, `CausalPredictor`,
-        `MaskedPredictor`.
+        `MaskedPredictor`, `TextClassificationPredictor`.
 
     Raises:
         UserError: no such file, damaged, not written by train.py, naming a class that is not the project's, or of a
@@ -75,7 +77,7 @@ def load(checkpoint: str | Path, device: str | torch.device | None = None, **opt
 
 def data_knows(data: dict[str, Any]) -> dict[str, int]:
     """What the command line links from the data to the network."""
-    known = {"num_classes": len(data["class_names"])} if "class_names" in data else {}
+    known = {"num_classes": len(data["class_names"]) or 1} if "class_names" in data else {}  # 1 is regression
     return known | ({"vocab_size": from_state(data["tokenizer"]).vocab_size} if "tokenizer" in data else {})
 
 

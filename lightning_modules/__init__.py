@@ -3,5 +3,6 @@
 from lightning_modules.detection import DetectionModule
 from lightning_modules.language import LanguageModule
 from lightning_modules.segmentation import SegmentationModule
+from lightning_modules.text_classification import TextClassificationModule
 
-__all__ = ["DetectionModule", "LanguageModule", "SegmentationModule"]
+__all__ = ["DetectionModule", "LanguageModule", "SegmentationModule", "TextClassificationModule"]

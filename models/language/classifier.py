@@ -1,7 +1,8 @@
 """Classifiers of texts on top of a pretrained language model, and the baseline that only counts words."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -153,3 +154,23 @@ class BagOfWords(TextClassifier):
         present = (first & (words < nothing)).to(self.weight.dtype)
         scores = (F.embedding(words.clamp(max=nothing - 1), self.weight) * present[..., None]).sum(1)
         return {"logits": scores / present.sum(1, keepdim=True).clamp(min=1).sqrt() + self.bias}
+
+
+def classified(logits: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """What scores say of each text, in plain types.
+
+    Args:
+        logits: (B, classes).
+        class_names: of the classes; none for regression.
+
+    Returns:
+        Per text its `label` and the `probabilities` by class, or its `value`.
+    """
+    if not class_names:
+        return [{"value": value} for value in logits[:, 0].tolist()]
+    rows = logits.float().softmax(1)
+    labels = [class_names[i] for i in rows.argmax(1).tolist()]
+    return [
+        {"label": label, "probabilities": dict(zip(class_names, row, strict=True))}
+        for label, row in zip(labels, rows.tolist(), strict=True)
+    ]
