@@ -1,20 +1,26 @@
 """Detect objects on pictures in one call."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from datamodules.collate import collate_detection
-from datamodules.dataset import as_sample
-from datamodules.transforms import resize_to_fit
+from datamodules.dataset import picture_sample
+from datamodules.recipes import RESIZES
+from datamodules.selective_search import known_source
 from inference.pictures import Picture, as_image
 from lightning_modules.detection import in_original_pixels
-from models.detection.detector import Detector
+from models.detection.detector import Detections, Detector
+from models.detection.tta import TestTimeAugmentation, View
 from visualisation.boxes import draw_boxes
+
+PROPOSALS = ("proposals", "proposals_valid")  # what a batch has for detectors that need them
 
 
 class DetectionResult:
@@ -70,20 +76,30 @@ class DetectionPredictor:
 
     Args:
         network: in evaluation mode.
-        data: the description of the data it was trained with: `class_names`, `category_ids`, `image_size`.
+        data: the description of the data it was trained with: `class_names`, `category_ids`, `image_size`, and
+            `proposals` where the detector needs them.
         score_threshold: boxes below it are dropped.
         batch_size: pictures per pass.
+        test_time_augmentation: views to detect in, and how to fuse what is found; None: the picture as it is.
     """
 
     def __init__(
-        self, network: Detector, data: dict[str, Any], score_threshold: float = 0.3, batch_size: int = 8
+        self,
+        network: Detector,
+        data: dict[str, Any],
+        score_threshold: float = 0.3,
+        batch_size: int = 8,
+        test_time_augmentation: TestTimeAugmentation | None = None,
     ) -> None:
         self.network = network
         self.class_names = list(data["class_names"])
         self.category_ids = list(data["category_ids"])
         self.image_size = data["image_size"] or network.image_size
+        self.proposals = known_source(data["proposals"]) if "proposals" in data else None
         self.score_threshold = score_threshold
+        self.resize = RESIZES[data.get("resize", "fit")]
         self.batch_size = batch_size
+        self.test_time_augmentation = test_time_augmentation
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> DetectionResult | list[DetectionResult]:
         """Detect.
@@ -106,19 +122,28 @@ class DetectionPredictor:
 
     @torch.inference_mode()
     def _detect(self, images: list[np.ndarray]) -> list[DetectionResult]:
-        empty = np.zeros((0, 4), np.float32)
-        samples = [
-            as_sample(i, resize_to_fit(image, empty, self.image_size), image.shape[:2])
-            for i, image in enumerate(images)
-        ]
+        transform = partial(self.resize, side=self.image_size)
+        samples = [picture_sample(i, image, transform, self.proposals) for i, image in enumerate(images)]
         batch = collate_detection(samples)
         device = self.network.mean.device
-        sizes = batch["image_size"].to(device)
-        outputs = self.network(self.network.preprocess(batch["image"].to(device), sizes))
-        detections = {key: value.cpu() for key, value in self.network.detect(outputs, sizes).items()}
+        on_device = {key: batch[key].to(device) for key in ("image", "image_size", *PROPOSALS) if key in batch}
+        detections = {key: value.cpu() for key, value in self._in_all_views(on_device).items()}
         results = []
         for image, found in zip(images, in_original_pixels(detections, batch), strict=True):
             keep = found["scores"] >= self.score_threshold
             kept = {key: found[key][keep] for key in ("boxes", "scores", "labels")}
             results.append(DetectionResult(image, kept, self.class_names, self.category_ids))
         return results
+
+    def _in_all_views(self, batch: dict[str, Tensor]) -> Detections:
+        def detect(view: View | None, images: Tensor, sizes: Tensor) -> Detections:
+            outputs = self.network(self.network.preprocess(images, sizes))
+            if "proposals" in batch:
+                boxes, valid = (batch[key] for key in PROPOSALS)
+                outputs["proposals"] = view.boxes_to(boxes) if view else boxes, valid
+            return self.network.detect(outputs, sizes)
+
+        if self.test_time_augmentation is None:
+            return detect(None, batch["image"], batch["image_size"])
+        size_divisor = self.network.size_divisor
+        return self.test_time_augmentation(detect, batch["image"], batch["image_size"], size_divisor)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_modules.base import TaskModule
@@ -14,7 +15,8 @@ from metrics.detection import DetectionMetric
 from metrics.exact import ExactMetric, from_rank_zero
 from metrics.loss import DatasetLoss
 from metrics.tide import tide
-from models.detection.detector import Detector
+from models.detection.detector import Detections, Detector
+from models.detection.tta import TestTimeAugmentation, View
 from models.detection.weights import load_weights
 
 
@@ -29,6 +31,8 @@ class DetectionModule(TaskModule):
             `compile` and `lr_factors`.
         weights: file or URL of weights to start from, published ones or Triptych's own; see `models.detection.weights`.
         protocol: how average precision is computed: `coco`, `voc07` (11 points) or `voc12` (all points).
+        test_time_augmentation: views to detect in, and how to fuse what is found; in validation, test and prediction,
+            but not while training validates (it takes a pass per view). None: the picture as it is.
     """
 
     def __init__(
@@ -43,12 +47,14 @@ class DetectionModule(TaskModule):
         lr_factors: dict[str, float] | None = None,
         weights: str | None = None,
         protocol: str = "coco",
+        test_time_augmentation: TestTimeAugmentation | None = None,
     ) -> None:
         super().__init__(
             network, optimizer, schedule, reference_batch_size, clip_each_tensor, channels_last, compile, lr_factors
         )
         self.weights = weights
         self.protocol = protocol
+        self.test_time_augmentation = test_time_augmentation
         self.last_predictions: list[dict[str, Any]] = []
         self.test_curves: dict[str, Any] | None = None
         self.test_errors: dict[str, Any] | None = None
@@ -72,8 +78,7 @@ class DetectionModule(TaskModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Detections per image as numpy arrays: index, boxes (n, 4) XYXY in the original picture, scores, labels."""
-        detections = self.network.detect(self._forward(batch), batch["image_size"])
-        return in_original_pixels(detections, batch)
+        return in_original_pixels(self._detect(batch), batch)
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the metrics of the test split, the curves behind them and the kinds of errors (TIDE)."""
@@ -94,6 +99,21 @@ class DetectionModule(TaskModule):
             outputs["proposals"] = batch["proposals"], batch["proposals_valid"]
         return outputs
 
+    def _detect(self, batch: dict[str, Any], outputs: dict[str, Any] | None = None) -> Detections:
+        """Detections in a batch; `outputs` are those of the network for it, if they are at hand."""
+
+        def detect_in(view: View, images: Tensor, image_size: Tensor) -> Detections:
+            seen = {**batch, "image": images, "image_size": image_size}
+            if "proposals" in batch:
+                seen["proposals"] = view.boxes_to(batch["proposals"])
+            return self.network.detect(self._forward(seen), image_size)
+
+        augmentation = None if self.trainer.state.fn == TrainerFn.FITTING else self.test_time_augmentation
+        plain = self.network.detect(outputs, batch["image_size"]) if outputs is not None else None
+        if augmentation is None:
+            return plain or self.network.detect(self._forward(batch), batch["image_size"])
+        return augmentation(detect_in, batch["image"], batch["image_size"], self.network.size_divisor, plain)
+
     def new_metrics(self, split: str) -> dict[str, ExactMetric]:
         """Losses and average precision."""
         ground_truth = self.trainer.datamodule.ground_truth(split)
@@ -107,7 +127,7 @@ class DetectionModule(TaskModule):
         outputs = self._forward(batch)
         terms = self.network.loss_terms(outputs, batch["targets"], batch["image_size"])
         self.metrics[split]["loss"].update(batch["index"], terms)
-        self.last_predictions = in_original_pixels(self.network.detect(outputs, batch["image_size"]), batch)
+        self.last_predictions = in_original_pixels(self._detect(batch, outputs), batch)
         self.metrics[split]["detection"].update(batch["index"], self.last_predictions)
 
 

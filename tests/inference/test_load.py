@@ -166,7 +166,7 @@ def test_malicious_files_do_nothing(tmp_path):
         {"class_path": "payload.Network"},
         {"class_path": "os.system", "init_args": {"command": "touch stolen.txt"}},
         {"class_path": "models.detection.weights.load_weights", "init_args": {"source": url}},  # ours, but no class
-        {"class_path": "models.detection.weights.Path", "init_args": {}},  # merely imported there
+        {"class_path": "models.checkpoint_file.Path", "init_args": {}},  # merely imported there
         {"class_path": "torch.nn.Parameter", "init_args": {}},  # no module
         nested,
     ):
