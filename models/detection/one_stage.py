@@ -14,6 +14,7 @@ from models.detection.matcher import AnchorMatcher
 from models.detection.normalisers import Normaliser, PerBatch
 from models.detection.postprocess import DensePostprocessor
 from models.loss_term import LossTerm
+from models.necks import Neck
 
 
 class OneStageDetector(Detector):
@@ -40,7 +41,8 @@ class OneStageDetector(Detector):
         postprocessor: picks the detections.
         box_weight: of the box loss in the total.
         normaliser: what both losses are divided by; None is the number of positive anchors of the batch plus one.
-        size_divisor: height and width of an input must be multiples of it; None is the coarsest stride.
+        size_divisor: height and width of an input must be multiples of it; None is what the neck needs, the coarsest
+            stride if there is none.
         mean: see `Detector`, like `std`.
     """
 
@@ -50,7 +52,7 @@ class OneStageDetector(Detector):
         num_classes: int,
         image_size: int,
         backbone: nn.Module,
-        neck: Callable[[list[int]], nn.Module] | None,
+        neck: Callable[[list[int]], Neck] | None,
         head: Callable[[int, int, int, int], nn.Module],
         anchors: Anchors,
         matcher: AnchorMatcher,
@@ -67,12 +69,16 @@ class OneStageDetector(Detector):
         super().__init__(
             num_classes=num_classes,
             image_size=image_size,
-            size_divisor=size_divisor or max(anchors.strides),
+            size_divisor=max(anchors.strides),
             mean=mean,
             std=std,
         )
         self.backbone = backbone
         self.neck = None if neck is None else neck(backbone.channels)
+        if size_divisor is not None:
+            self.size_divisor = size_divisor
+        elif self.neck is not None:
+            self.size_divisor = self.neck.size_divisor(backbone.strides)
         channels = backbone.channels if neck is None else self.neck.channels
         self.head = head(channels, len(anchors.strides), anchors.anchors_per_cell, num_classes)
         self.anchors = anchors

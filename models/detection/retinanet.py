@@ -22,7 +22,7 @@ from models.detection.retinanet_head import RetinaNetHead
 from models.detection.sized_anchors import SizedAnchors
 from models.detection.smooth_l1_loss import SmoothL1Loss
 from models.detection.weights_torchvision_retinanet import from_torchvision_retinanet
-from models.necks.fpn import FPN
+from models.necks import FPN, Neck
 
 STRIDES = (8, 16, 32, 64, 128)
 SIDES = tuple(tuple(4 * stride * 2 ** (octave / 3) for octave in range(3)) for stride in STRIDES)
@@ -127,8 +127,7 @@ class RetinaNet(OneStageDetector):
         box_loss: of codes or boxes.
         normaliser: what losses are divided by.
         postprocessor: the best 1000 of each level above a score of .05, suppressed at an overlap of .5.
-        size_divisor: height and width of an input must be multiples of it; None is 32 with the form's own neck, which
-            rounds up, and the coarsest stride otherwise.
+        size_divisor: height and width of an input must be multiples of it; None is what the neck needs.
 
     Raises:
         UserError: no such form.
@@ -143,7 +142,7 @@ class RetinaNet(OneStageDetector):
         norm: Literal["frozen", "batch"] | None = None,
         image_size: int = 800,
         backbone: nn.Module | None = None,
-        neck: Callable[[list[int]], nn.Module] | None = None,
+        neck: Callable[[list[int]], Neck] | None = None,
         head: Callable[[int, int, int, int], nn.Module] | None = None,
         anchors: Anchors | None = None,
         matcher: AnchorMatcher | None = None,
@@ -179,7 +178,7 @@ class RetinaNet(OneStageDetector):
                 max_detections=row.max_detections,
             ),
             box_weight=1.0,
-            size_divisor=size_divisor or (32 if neck is None else None),
+            size_divisor=size_divisor,
         )
         self.form = form
         self.as_published = as_published
