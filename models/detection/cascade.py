@@ -25,6 +25,15 @@ class TrainedStage(NamedTuple):
     codes: Tensor
 
 
+class StageRun(NamedTuple):
+    """One stage at test time: the boxes (B, P, 4) it was given, their N pooled features, logits and codes."""
+
+    boxes: Tensor
+    pooled: Tensor
+    logits: Tensor
+    codes: Tensor
+
+
 class Stage(nn.Module):
     """Box head and predictor of one stage.
 
@@ -185,21 +194,25 @@ class CascadeRoIHead(nn.Module):
             else:
                 sampler, add_objects = RandomSampler(size=boxes.shape[1], positive_fraction=1.0), False
 
-    def detect(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, image_size: Tensor) -> Detections:
-        """Detections from proposals (B, P, 4), `valid` (B, P) False where padded."""
-        scores = []
-        stages = self.stages[: self.test_stages]
-        for number, (stage, coder) in enumerate(zip(stages, self.coders, strict=False), 1):
+    def run_stages(
+        self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, image_size: Tensor
+    ) -> Iterator[StageRun]:
+        """The stages in use, one after the other on proposals (B, P, 4), `valid` (B, P) False where padded."""
+        for stage, coder in zip(self.stages[: self.test_stages], self.coders, strict=False):
             pooled = self.extractor(features, boxes, valid)
             logits, codes = stage(pooled, valid)
-            scores.append(class_scores(logits, valid))
-            if number < len(stages):
-                boxes = refine(boxes, logits, codes, coder, image_size)
+            yield StageRun(boxes, pooled, logits, codes)
+            boxes = refine(boxes, logits, codes, coder, image_size)
+
+    def detect(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor, image_size: Tensor) -> Detections:
+        """Detections from proposals (B, P, 4), `valid` (B, P) False where padded."""
+        runs = list(self.run_stages(features, boxes, valid, image_size))
+        last = runs[-1]
+        logits = [last.logits] if self.scores == "last_stage" else [run.logits for run in runs]
         if self.scores == "last_boxes":
-            scores = [*(class_scores(stage(pooled, valid)[0], valid) for stage in stages[:-1]), scores[-1]]
-        elif self.scores == "last_stage":
-            scores = scores[-1:]
-        return self.postprocessor(torch.stack(scores).mean(0), codes, boxes, coder, image_size)
+            logits[:-1] = [stage(last.pooled, valid)[0] for stage in self.stages[: len(runs) - 1]]
+        scores = torch.stack([class_scores(x, valid) for x in logits]).mean(0)
+        return self.postprocessor(scores, last.codes, last.boxes, self.coders[len(runs) - 1], image_size)
 
     def on_pooled(self, pooled: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Features (N, C, S, S) -> logits (N, K + 1) and codes (N, 4, R), for each run of a stage in `detect`."""

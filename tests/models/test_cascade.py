@@ -168,6 +168,8 @@ def test_ensemble_scores_the_last_boxes(head, features, boxes):
     valid = VALID.clone()
     valid[0, 20:] = False
     given = given_boxes(head, features, boxes)
+    runs = head.run_stages(features, boxes, VALID, SIZE)
+    assert all(torch.equal(run.boxes, expected) for run, expected in zip(runs, given, strict=True))
     assert torch.equal(given[0], boxes) and not torch.equal(given[1], given[2])
     pooled = head.extractor(features, given[2], VALID)
     outputs = [stage(pooled, VALID) for stage in head.stages]
