@@ -116,7 +116,9 @@ class ProposalSource(ABC):
         pictures = _Pictures(self, files[rank::world], sizes[rank::world])
         workers = max(len(os.sched_getaffinity(0)) // world, 1) if self.workers is None else self.workers
         loader = DataLoader(pictures, batch_size=None, num_workers=0 if workers == 1 else workers)
-        for _ in tqdm(loader, desc=f"{type(self).__name__}, kept in {self.folder}", disable=rank > 0, leave=False):
+        for _ in tqdm(
+            loader, desc=f"{type(self).__name__}, kept in {self.folder}", disable=rank > 0, leave=False, mininterval=1
+        ):
             pass
         done.touch()
 
