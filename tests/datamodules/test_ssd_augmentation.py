@@ -33,10 +33,12 @@ def test_hsv_by_hand():
 
 def test_ssd_colours__each_within_its_limits():
     image = np.full((2, 2, 3), 100, np.uint8)
-    none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
-    brighter = [
-        int(ssd_colours(image, rng(s), probability=1, **none | {"brightness": 32.0})[0, 0, 0]) for s in range(99)
-    ]
+
+    def levels(**option):
+        none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+        return [int(ssd_colours(image, rng(seed), probability=1, **none | option)[0, 0, 0]) for seed in range(99)]
+
+    brighter, contrast = levels(brightness=32.0), levels(contrast=0.5)
     assert 68 <= min(brighter) < 75 and 125 < max(brighter) <= 132
     assert 50 <= min(contrast) < 56 and 144 < max(contrast) <= 150
     assert all((ssd_colours(image, rng(s), probability=0) == 100).all() for s in range(5))
