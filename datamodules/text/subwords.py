@@ -26,7 +26,8 @@ WRITTEN = {
     "mask": ("[MASK]", "<mask>"),
     "eos": ("<|endoftext|>", "[EOS]"),
 }
-WHITE = ("\u0120", "\u010a", "\u010d", "\u0109")  # how BPE writes blank, line feed, carriage return and tab
+# How white space is written: by BPE over bytes blank, line feed, carriage return and tab; by SentencePiece the blank.
+WHITE = ("\u0120", "\u010a", "\u010d", "\u0109", "\u2581")
 PREFIX = "##"  # of WordPiece's pieces that go on with a word
 LONGEST_WORD = 200  # characters; longer ones are unknown, as in BERT's code
 
@@ -51,16 +52,13 @@ class Subwords(Tokenizer):
 
     @property
     def continues(self) -> np.ndarray | None:
-        """(vocab_size,) bool: pieces with `##`, or, of BPE over bytes, those that begin with no white space."""
+        """(vocab_size,) bool: WordPiece's pieces with `##`; of BPE and Unigram those that begin with no white space."""
         model = type(self.engine.model).__name__
         special = np.isin(np.arange(self.vocab_size), list(self.specials.values()))
         if model == "WordPiece":
             return np.array([token.startswith(PREFIX) for token in self.tokens]) & ~special
-        if model == "BPE":  # the library writes blank, line feed, carriage return and tab as these letters
-            return (
-                np.array([token[:1] not in ("\u0120", "\u010a", "\u010d", "\u0109") for token in self.tokens])
-                & ~special
-            )
+        if model in ("BPE", "Unigram"):
+            return np.array([token[:1] not in WHITE for token in self.tokens]) & ~special
         return None
 
     def encode(self, text: str) -> np.ndarray:

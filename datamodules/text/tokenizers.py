@@ -118,6 +118,12 @@ class Characters(Tokenizer):
             specials = ["unk", *specials]
         return cls(frequent(counts, vocabulary and vocabulary - len(specials), min_count), specials)
 
+    @property
+    def continues(self) -> np.ndarray:
+        """(vocab_size,) bool: all but white space, with which a word begins."""
+        begins = [token.isspace() for token in self.characters]
+        return ~np.array([True] * len(self.specials) + begins)
+
     def encode(self, text: str) -> np.ndarray:
         """The ids of the characters."""
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -160,6 +166,12 @@ class Bytes(Tokenizer):
         names = [SPECIALS[role] for role in specials]
         written = [chr(b) if 32 <= b < 127 else f"<0x{b:02x}>" for b in range(256)]
         super().__init__([*written, *names], {role: 256 + i for i, role in enumerate(specials)})
+
+    @property
+    def continues(self) -> np.ndarray:
+        """(vocab_size,) bool: all but white space of ASCII, with which a word begins."""
+        begins = [bytes([code]).isspace() for code in range(256)]
+        return ~np.array(begins + [True] * len(self.specials))
 
     def encode(self, text: str) -> np.ndarray:
         """The bytes."""
@@ -227,6 +239,11 @@ class Words(Tokenizer):
             counts.pop(written, None)
         words = frequent(counts, vocabulary and vocabulary - len(specials), min_count)
         return cls(words, specials, split_punctuation=split_punctuation, lowercase=lowercase)
+
+    @property
+    def continues(self) -> np.ndarray:
+        """(vocab_size,) bool: none."""
+        return np.zeros(self.vocab_size, bool)
 
     def split(self, text: str) -> list[str]:
         """The words of a text, before they become ids."""
