@@ -173,7 +173,7 @@ def with_proposals(objects: dict[str, np.ndarray], boxes: np.ndarray) -> dict[st
 def _load(file: Path) -> np.ndarray | None:
     try:
         return np.load(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
