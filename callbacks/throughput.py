@@ -119,5 +119,4 @@ def count_tokens(batch: dict[str, Any]) -> int | Tensor:
     """Tokens of a batch without padding; stays on the device if it has to be counted there."""
     if "attention_mask" in batch:
         return batch["attention_mask"].sum()
-    ids = batch["input_ids"] if "input_ids" in batch else batch["character_ids"][..., 0]
-    return ids.numel()
+    return batch["input_ids" if "input_ids" in batch else "words"].numel()

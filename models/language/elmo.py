@@ -1,6 +1,7 @@
 """ELMo: word vectors from a language model of both directions (Peters et al. 2018)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,21 @@ BEGIN_WORD, END_WORD, FILLING = 259, 260, 261
 BOUNDARIES = tuple((BEGIN_WORD, middle, END_WORD) for middle in (257, 258))
 DIRECTIONS = ("forward", "backward")
 
-# Published sizes, as arguments of ELMo; of 13.6, 28.0 and 93.6 million parameters without the softmax.
+
+class ELMoSize(NamedTuple):
+    """A published size; the parameters are those without the softmax, which was never published."""
+
+    cells: int
+    projection: int
+    highways: int
+    parameters: int
+
+
+# Of the authors' files elmo_2x<cells>_<projection>_2048cnn_<highways>xhighway.
 ELMO_SIZES = {
-    "small": {"cells": 1024, "projection": 128, "highways": 1},
-    "medium": {"cells": 2048, "projection": 256, "highways": 1},
-    "original": {"cells": 4096, "projection": 512, "highways": 2},
+    "small": ELMoSize(1024, 128, 1, 13_593_296),
+    "medium": ELMoSize(2048, 256, 1, 28_027_728),
+    "original": ELMoSize(4096, 512, 2, 93_600_848),
 }
 
 State = list[tuple[Tensor, Tensor]]  # per layer the outputs (2, B, P) and cells (2, B, H)
@@ -42,11 +53,12 @@ class ELMo(LanguageModel):
 
     Args:
         vocab_size: words that are predicted, the most frequent first; None makes no softmax: vectors only.
-        character_size: width of a character's vector.
-        filters: (width, number) of the convolutions over characters.
-        highways: number of highway layers behind them.
+        size: `small`, `medium` or `original`: what the next three are where they are None.
         cells: LSTM cells H of a layer and direction.
         projection: width P of words and of what a layer and direction puts out.
+        highways: number of highway layers behind the convolutions.
+        character_size: width of a character's vector.
+        filters: (width, number) of the convolutions over characters.
         layers: number of LSTM layers.
         cell_clip: cells stay within +-this.
         projection_clip: outputs stay within +-this.
@@ -56,18 +68,18 @@ class ELMo(LanguageModel):
             Evaluation always takes all.
     """
 
-    published = {"parameters": 93_600_848}  # of the original size, without the softmax
     perplexities = {"forward_loss": "forward_perplexity", "backward_loss": "backward_perplexity"}
 
     def __init__(
         self,
         *,
         vocab_size: int | None = None,
+        size: str = "original",
+        cells: int | None = None,
+        projection: int | None = None,
+        highways: int | None = None,
         character_size: int = 16,
         filters: Sequence[tuple[int, int]] = FILTERS,
-        highways: int = 2,
-        cells: int = 4096,
-        projection: int = 512,
         layers: int = 2,
         cell_clip: float = 3.0,
         projection_clip: float = 3.0,
@@ -76,6 +88,11 @@ class ELMo(LanguageModel):
         samples: int | None = 8192,
     ) -> None:
         super().__init__()
+        if size not in ELMO_SIZES:
+            raise UserError(f"there is no ELMo of size {size!r}: choose one of {', '.join(ELMO_SIZES)}")
+        self.size = ELMO_SIZES[size]
+        cells, projection = cells or self.size.cells, projection or self.size.projection
+        highways = self.size.highways if highways is None else highways
         self.vocab_size = vocab_size
         self.hidden_size = 2 * projection
         self.projection = projection
@@ -97,6 +114,18 @@ class ELMo(LanguageModel):
         )
         self.dropout = nn.Dropout(dropout)
         self.softmax = None if vocab_size is None else SharedSoftmax(vocab_size, projection, samples=samples)
+
+    @property
+    def published(self) -> dict[str, int | float]:
+        """What was reported of this size, for `tools.model_table`; nothing of sizes that nobody published."""
+        sizes = (self.cells, self.projection, len(self.words.highways))
+        whole = tuple((c.kernel_size[0], c.out_channels) for c in self.words.convolutions) == FILTERS
+        if sizes != self.size[:3] or not whole or len(self.lstms) != 2 or self.softmax is not None:
+            return {}
+        result: dict[str, int | float] = {"parameters": self.size.parameters}
+        if self.size is ELMO_SIZES["original"]:
+            result["1B Word perplexity, mean of both directions"] = 39.7  # Peters et al. 2018, section 3.4
+        return result
 
     @property
     def num_layers(self) -> int:

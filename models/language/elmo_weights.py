@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from errors import UserError
 from models.language.elmo import ELMo
 
-# The file's name of a tensor, its parts here, joined along their first axis, and how they become each other.
-Place = tuple[str, list[Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+CELL = "RNN_{}/RNN/MultiRNNCell/Cell{}/LSTMCell/{}"  # of a direction, a layer and a tensor
+State = dict[str, Tensor]
 
 
 def elmo_from_files(options: str | os.PathLike, weights: str | os.PathLike, **changes: Any) -> ELMo:
@@ -94,23 +94,20 @@ def load_elmo(network: ELMo, file: str | os.PathLike) -> None:
     Raises:
         UserError: the file cannot be read, or holds an ELMo of another size.
     """
-    h5py = _h5py(file)
-    try:
-        with h5py.File(file, "r") as content, torch.no_grad():
-            for name, parts, convert, back in _places(network):
-                if name not in content:
-                    raise UserError(f"{file}: has no {name}; is it the ELMo that the network is built as?")
-                wanted = back(torch.cat(parts)).shape
-                if content[name].shape != wanted:
-                    raise UserError(
-                        f"{file}: {name} is of shape {content[name].shape}, the network needs {tuple(wanted)}; build "
-                        "it with the sizes of the options.json beside the file"
-                    )
-                value = convert(torch.from_numpy(content[name][...]))
-                for part, values in zip(parts, value.split([len(part) for part in parts]), strict=True):
-                    part.copy_(values)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read as HDF5 ({error}); name ELMo's file of weights") from error
+    state = read_elmo(file)
+    own = {name: value for name, value in network.state_dict().items() if not name.startswith("softmax.")}
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is not in the network" for name in state if name not in own]
+    problems += [
+        f"{name} is {tuple(value.shape)} there and {tuple(own[name].shape)} here"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if problems:
+        raise UserError(
+            f"{file}: does not fit the network ({problems[0]}); build it with the sizes of the options.json beside it"
+        )
+    network.load_state_dict(state, strict=False)
 
 
 def save_elmo(network: ELMo, options: str | os.PathLike, weights: str | os.PathLike) -> None:
@@ -118,64 +115,96 @@ def save_elmo(network: ELMo, options: str | os.PathLike, weights: str | os.PathL
     h5py = _h5py(weights)
     write_options(network, options)
     with h5py.File(weights, "w") as content:
-        for name, parts, _, convert in _places(network):
-            value = convert(torch.cat(parts).detach().float().cpu())
-            content.create_dataset(name, data=value.contiguous().numpy())
+        for name, value in to_published(network.state_dict()).items():
+            content.create_dataset(name, data=value.float().cpu().contiguous().numpy())
 
 
-def _places(network: ELMo) -> list[Place]:
-    words = network.words
-    places: list[Place] = [("char_embed", [words.characters], _as_is, _as_is)]
-    for i, convolution in enumerate(words.convolutions):
-        places += [
-            # (1, width, in, out) there, (out, in, width) here
-            (
-                f"CNN/W_cnn_{i}",
-                [convolution.weight],
-                lambda w: w[0].permute(2, 1, 0),
-                lambda w: w.permute(2, 1, 0)[None],
-            ),
-            (f"CNN/b_cnn_{i}", [convolution.bias], _as_is, _as_is),
-        ]
-    linears = [("CNN_proj/{}_proj", words.projection)]
-    for i, highway in enumerate(words.highways):
-        linears += [(f"CNN_high_{i}/{{}}_carry", highway.gate), (f"CNN_high_{i}/{{}}_transform", highway.transform)]
-    for name, linear in linears:
-        places += [
-            (name.format("W"), [linear.weight], torch.t, torch.t),
-            (name.format("b"), [linear.bias], _as_is, _as_is),
-        ]
-    for layer, lstm in enumerate(network.lstms):
+def read_elmo(file: str | os.PathLike) -> State:
+    """The weights of an HDF5 file by our names.
+
+    Raises:
+        UserError: the file cannot be read, or holds no ELMo of characters.
+    """
+    h5py = _h5py(file)
+    found: State = {}
+
+    def keep(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = torch.from_numpy(item[...])
+
+    try:
+        with h5py.File(file, "r") as content:
+            content.visititems(keep)
+        return from_published(found)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read as HDF5 ({error}); name ELMo's file of weights") from error
+    except KeyError as error:
+        raise UserError(f"{file}: has no {error.args[0]}, so it is no ELMo of characters; name its weights") from error
+
+
+def from_published(found: State) -> State:
+    """Tensors by the files' names, by our names; KeyError if one is missing."""
+    state = {"words.characters": found["char_embed"]}
+    for ours, theirs in _linears(_number(found, "CNN_high_{}/W_carry")):
+        state[f"{ours}.weight"] = found[theirs.format("W")].t()
+        state[f"{ours}.bias"] = found[theirs.format("b")]
+    for i in range(_number(found, "CNN/W_cnn_{}")):
+        # (1, width, in, out) there, (out, in, width) here
+        state[f"words.convolutions.{i}.weight"] = found[f"CNN/W_cnn_{i}"][0].permute(2, 1, 0)
+        state[f"words.convolutions.{i}.bias"] = found[f"CNN/b_cnn_{i}"]
+    for i in range(max(_number(found, CELL.format(0, "{}", "B")), 1)):
+        bias, both, projection = (
+            torch.stack([found[CELL.format(d, i, name)] for d in range(2)]) for name in ("B", "W_0", "W_P_0")
+        )
+        read = both.shape[1] - projection.shape[2]  # what is read comes first, what recurs behind it
+        state[f"lstms.{i}.bias"] = _from_file(bias)
+        state[f"lstms.{i}.input_weight"] = _from_file(both[:, :read])
+        state[f"lstms.{i}.recurrent_weight"] = _from_file(both[:, read:])
+        state[f"lstms.{i}.projection"] = projection
+    return state
+
+
+def to_published(state: State) -> State:
+    """The reverse of `from_published`; a softmax is left out."""
+    found = {"char_embed": state["words.characters"]}
+    for ours, theirs in _linears(_number(state, "words.highways.{}.gate.weight")):
+        found[theirs.format("W")] = state[f"{ours}.weight"].t()
+        found[theirs.format("b")] = state[f"{ours}.bias"]
+    for i in range(_number(state, "words.convolutions.{}.weight")):
+        found[f"CNN/W_cnn_{i}"] = state[f"words.convolutions.{i}.weight"].permute(2, 1, 0)[None]
+        found[f"CNN/b_cnn_{i}"] = state[f"words.convolutions.{i}.bias"]
+    for i in range(_number(state, "lstms.{}.bias")):
+        own = {name: state[f"lstms.{i}.{name}"] for name in ("bias", "input_weight", "recurrent_weight", "projection")}
         for d in range(2):
-            name = f"RNN_{d}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
-            both = [lstm.input_weight[d], lstm.recurrent_weight[d]]
-            places += [
-                (f"{name}/B", [lstm.bias[d]], _from_file, _to_file),
-                (f"{name}/W_0", both, _from_file, _to_file),
-                (f"{name}/W_P_0", [lstm.projection[d]], _as_is, _as_is),
-            ]
-    return places
+            both = torch.cat([own["input_weight"][d], own["recurrent_weight"][d]])
+            found[CELL.format(d, i, "B")] = _to_file(own["bias"][d])
+            found[CELL.format(d, i, "W_0")] = _to_file(both)
+            found[CELL.format(d, i, "W_P_0")] = own["projection"][d]
+    return found
 
 
-def _as_is(value: Tensor) -> Tensor:
-    return value
+def _linears(highways: int) -> list[tuple[str, str]]:
+    """Linear layers by our names and by theirs, where W or b is left to be put in."""
+    layers = [("words.projection", "CNN_proj/{}_proj")]
+    for i in range(highways):
+        layers.append((f"words.highways.{i}.gate", f"CNN_high_{i}/{{}}_carry"))
+        layers.append((f"words.highways.{i}.transform", f"CNN_high_{i}/{{}}_transform"))
+    return layers
 
 
-def _kernel(value: Tensor) -> Tensor:
-    return value[0].permute(2, 1, 0)
-
-
-def _kernel_in_file(value: Tensor) -> Tensor:
-    return value.permute(2, 1, 0)[None]
+def _number(state: State, name: str) -> int:
+    """How many there are, numbered from 0."""
+    return next(i for i in count() if name.format(i) not in state)
 
 
 def _from_file(value: Tensor) -> Tensor:
-    """The gates input, candidate, forget, output along the last axis, in our order."""
+    """The gates along the last axis: from input, candidate, forget, output to input, forget, output, candidate."""
     enter, candidate, keep, leave = value.chunk(4, -1)
     return torch.cat([enter, keep, leave, candidate], -1)
 
 
 def _to_file(value: Tensor) -> Tensor:
+    """The reverse of `_from_file`."""
     enter, keep, leave, candidate = value.chunk(4, -1)
     return torch.cat([enter, candidate, keep, leave], -1)
 

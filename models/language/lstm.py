@@ -9,6 +9,12 @@ from torch.nn import functional as F
 from models.language.language_model import IGNORE, Batch, LanguageModel, nll_term
 from models.loss_term import LossTerm
 
+# Parameters of AWD-LSTM by its vocabulary, and the perplexity of the test split (Merity et al. 2018, tables 1 and 2).
+PUBLISHED = {
+    10_000: {"parameters": 24_221_600, "Penn Treebank perplexity": 57.3},
+    33_278: {"parameters": 33_556_078, "WikiText-2 perplexity": 65.8},
+}
+
 State = list[tuple[Tensor, Tensor]]  # per layer the outputs and the cells, (B, width) each
 
 
@@ -37,7 +43,6 @@ class LSTM(LanguageModel):
         change_penalty: factor of the mean square of its change from step to step, before dropout ("TAR").
     """
 
-    published = {"parameters": 33_556_078}  # with WikiText-2's 33,278 words
     perplexities = {"next_token_loss": "perplexity"}
 
     def __init__(
@@ -73,6 +78,12 @@ class LSTM(LanguageModel):
         if tied:
             self.head.weight = self.tokens.weight
         self.reset_parameters()
+
+    @property
+    def published(self) -> dict[str, int | float]:
+        """What was reported of AWD-LSTM, for `tools.model_table`; nothing of other sizes."""
+        sizes = [(lstm.input_size, lstm.hidden_size) for lstm in self.lstms]
+        return PUBLISHED.get(self.vocab_size, {}) if sizes == [(400, 1150), (1150, 1150), (1150, 400)] else {}
 
     def reset_parameters(self) -> None:
         """Fill with fresh random weights."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from errors import UserError
 from models.checkpoint_file import local_file, read_checkpoint
+from models.language.elmo_weights import read_elmo
 from models.language.transformers_weights import State, bert_from_transformers, gpt_from_transformers
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Tensor]], State]] = {
     "wte.weight": gpt_from_transformers,
     "embeddings.word_embeddings.weight": bert_from_transformers,
 }
-# Parts that a file may lack (they keep their fresh values) or hold in vain: heads, and BERT's pooler.
-HEADS = ("masked_head.", "pooler.", "next_sentence_head.")
+# Parts that a file may lack (they keep their fresh values) or hold in vain: heads, BERT's pooler, ELMo's softmax.
+HEADS = ("masked_head.", "pooler.", "next_sentence_head.", "softmax.")
 # The files that transformers' `save_pretrained` writes, as far as they hold all weights in one.
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 
@@ -40,7 +41,7 @@ def load_weights(network: nn.Module, source: str | os.PathLike, tokenizer: dict[
     Args:
         network: a `LanguageModel`, or a network that has one as its `encoder`.
         source: a checkpoint of Triptych; a file of transformers' GPT-2 or BERT (torch or `.safetensors`), the folder
-            that its `save_pretrained` wrote, or `hub:NAME`. Files may be http(s) URLs.
+            that its `save_pretrained` wrote; ELMo's `.hdf5`; or `hub:NAME`. Files may be http(s) URLs.
         tokenizer: state of the tokeniser that the network is used with. A checkpoint of Triptych knows its own; ids
             would mean other tokens if the two differed.
 
@@ -117,6 +118,8 @@ def _read(source: str) -> tuple[State, dict[str, Any] | None]:
         if file is None:
             raise UserError(f"the folder {source} has none of {', '.join(IN_FOLDER)}: name a file of weights")
         return _read(str(file))
+    if urlparse(source).path.endswith((".hdf5", ".h5")):
+        return read_elmo(local_file(source)), None
     if not urlparse(source).path.endswith(".safetensors"):
         return read_checkpoint(source)[0], tokenizer_of(local_file(source))
     try:

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from errors import UserError
+from models.language.classifier import SequenceClassifier
 from models.language.elmo import ELMO_SIZES, ELMo, turn
 from models.language.elmo_characters import CharacterCNN, Highway
 from models.language.elmo_lstm import ProjectedLSTM
 from models.language.elmo_weights import elmo_from_files, load_elmo, read_options, save_elmo
 from models.language.scalar_mix import ScalarMix
+from models.language.weights import load_weights
 from tests.helpers import ROOT
 from tests.models.language.elmo_in_numpy import Direction, sentence_vectors
 
@@ -106,17 +108,18 @@ def test_published_vectors():
 )
 def test_published_sizes(size, parameters):
     with torch.device("meta"):
-        network = ELMo(**ELMO_SIZES[size])
-        whole = ELMo(**ELMO_SIZES[size], vocab_size=793_471)
+        network = ELMo(size=size)
+        whole = ELMo(size=size, vocab_size=793_471)
     count = lambda n: sum(p.numel() for p in n.parameters())  # noqa: E731
-    assert count(network) == parameters
-    width = ELMO_SIZES[size]["projection"]
+    assert count(network) == parameters == network.published["parameters"] and not whole.published
+    width = ELMO_SIZES[size].projection
     assert count(whole) - parameters == sum(p.numel() for p in whole.head_parameters()) == 793_471 * (width + 1)
     if size == "original":
-        assert ELMo.published["parameters"] == parameters
         assert count(network.words) == 4_176 + 199_168 + 16_785_408 + 1_049_088
         assert [count(lstm) for lstm in network.lstms] == [2 * 18_890_752] * 2
         assert count(whole) - parameters == 407_050_623
+        with pytest.raises(UserError, match="choose one of small, medium, original"):
+            ELMo(size="tiny")
 
 
 def test_a_sentence_has_the_same_vectors_in_any_company():
@@ -236,14 +239,32 @@ def test_files_round_trip_bit_for_bit(tmp_path):
         assert np.array_equal(forget, network.lstms[2].input_weight[1, :, 7:14].detach().numpy())
 
 
+def test_training_may_start_from_a_published_file(tmp_path):
+    save_elmo(ELMo(**TINY), tmp_path / "options.json", tmp_path / "weights.hdf5")
+    network = ELMo(**TINY, vocab_size=9)
+    before = network.softmax.weight.clone()
+    load_weights(network, str(tmp_path / "weights.hdf5"))
+    again = elmo_from_files(tmp_path / "options.json", tmp_path / "weights.hdf5")
+    batch = {"character_ids": spelled(3)}
+    assert torch.equal(network.eval().encode(batch), again.eval().encode(batch))
+    assert torch.equal(network.softmax.weight, before)
+    classifier = SequenceClassifier(num_classes=2, encoder=ELMo(**TINY), pooling="mean", mix_layers=True)
+    load_weights(classifier, str(tmp_path / "weights.hdf5"))
+    assert torch.equal(classifier.eval().encoder.encode(batch), again.encode(batch))
+
+
 def test_files_that_do_not_fit(tmp_path):
     network = ELMo(**TINY)
     options, weights = tmp_path / "options.json", tmp_path / "weights.hdf5"
     save_elmo(network, options, weights)
-    with pytest.raises(UserError, match=r"char_embed is of shape \(261, 3\), the network needs \(261, 4\)"):
+    with pytest.raises(UserError, match=r"words\.characters is \(261, 3\) there and \(261, 4\) here"):
         load_elmo(ELMo(**TINY | {"character_size": 4}), weights)
-    with pytest.raises(UserError, match="has no RNN_0/RNN/MultiRNNCell/Cell2/LSTMCell/B"):
+    with pytest.raises(UserError, match=r"lstms\.2\.input_weight is missing"):
         load_elmo(ELMo(**TINY, layers=3), weights)
+    with h5py.File(tmp_path / "other.hdf5", "w") as other:
+        other["char_embed"] = np.zeros((261, 3))
+    with pytest.raises(UserError, match="has no CNN_proj/W_proj, so it is no ELMo of characters"):
+        load_elmo(network, tmp_path / "other.hdf5")
     with pytest.raises(UserError, match="cannot be read as HDF5"):
         load_elmo(network, options)
     with pytest.raises(UserError, match=r"none\.json: cannot be read"):
