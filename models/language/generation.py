@@ -141,7 +141,11 @@ def score(network: LanguageModel, sequences: Sequence[Tensor]) -> Tensor:
     """
     if min(len(sequence) for sequence in sequences) < 2:
         raise UserError("a sequence to score has fewer than two tokens: leave it out or begin it with a start token")
-    pieces = [piece for row, sequence in enumerate(sequences) for piece in _pieces(network, row, sequence)]
+    pieces = [
+        (row, sequence[start : stop + 1], new)
+        for row, sequence in enumerate(sequences)
+        for start, stop, new in windows(len(sequence) - 1, network.context_length)
+    ]
     totals = torch.zeros(len(sequences), dtype=torch.float64)
     with _evaluating(network):
         for i in range(0, len(pieces), len(sequences)):
@@ -158,15 +162,18 @@ def score(network: LanguageModel, sequences: Sequence[Tensor]) -> Tensor:
     return totals
 
 
-def _pieces(network: LanguageModel, row: int, sequence: Tensor) -> Iterator[tuple[int, Tensor, int]]:
-    """The row, tokens that fit the network's context, and how many of their targets, the last ones, are new."""
-    context, targets = network.context_length or len(sequence), len(sequence) - 1
-    stop = min(context, targets)
-    yield row, sequence[: stop + 1], stop
-    while stop < targets:
-        new = min(max(context // 2, 1), targets - stop)
+def windows(count: int, context: int | None) -> Iterator[tuple[int, int, int]]:
+    """Windows of at most `context` tokens over `count` tokens, overlapping by half: start, stop, and new tokens.
+
+    The new tokens are a window's last; every token is new once.
+    """
+    context = context or count
+    stop = min(context, count)
+    yield 0, stop, stop
+    while stop < count:
+        new = min(max(context // 2, 1), count - stop)
         stop += new
-        yield row, sequence[stop - context : stop + 1], new
+        yield stop - context, stop, new
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from errors import UserError
 from models.language.bert import BERT
-from models.language.generation import fill_mask, generate, score, score_masked
+from models.language.generation import fill_mask, generate, score, score_masked, windows
 from models.language.language_model import LanguageModel
 
 MASK = "[MASK]"  # how a hidden word is written in texts, whatever the tokeniser calls it
@@ -168,12 +168,20 @@ class CausalPredictor:
 
     @torch.no_grad()
     def embed(self, texts: str | Sequence[str]) -> Embedding | list[Embedding]:
-        """The vectors of the texts' tokens; each has seen the tokens to its left."""
+        """The vectors of the texts' tokens; each has seen the tokens to its left, at least half a context of them."""
         if isinstance(texts, str):
             return self.embed([texts])[0]
-        rows = [self._encode(text, what="text to embed") for text in texts]
         first = int(self._start is not None)
-        return _embedded(self.network, self.tokenizer, rows, [slice(first, None)] * len(rows))
+        results = []
+        for text in texts:
+            row = self._encode(text, what="text to embed")
+            found = [
+                _embedded(self.network, self.tokenizer, [row[start:stop]], slice(-new, None))[0]
+                for start, stop, new in windows(len(row), self.network.context_length)
+            ]
+            tokens = [token for piece in found for token in piece.tokens]
+            results.append(Embedding(tokens[first:], np.concatenate([piece.vectors for piece in found])[first:]))
+        return results
 
     def predict(self, texts: Sequence[str], options: PredictOptions) -> list[dict[str, Any]]:
         """Per text what `options` ask for, in plain types but for the vectors."""
@@ -286,7 +294,7 @@ class MaskedPredictor:
         if isinstance(texts, str):
             return self.embed([texts])[0]
         rows = [self._encode(text) for text in texts]
-        return _embedded(self.network, self.tokenizer, rows, [slice(1, -1)] * len(rows))
+        return _embedded(self.network, self.tokenizer, rows, slice(1, -1))
 
     def predict(self, texts: Sequence[str], options: PredictOptions) -> list[dict[str, Any]]:
         """Per text what `options` ask for, in plain types but for the vectors."""
@@ -344,9 +352,7 @@ def _add_scores_and_vectors(
             result["embedding"] = one
 
 
-def _embedded(
-    network: LanguageModel, tokenizer: TextTokenizer, rows: list[Tensor], kept: list[slice]
-) -> list[Embedding]:
+def _embedded(network: LanguageModel, tokenizer: TextTokenizer, rows: list[Tensor], kept: slice) -> list[Embedding]:
     """The vectors of rows of ids, of the tokens kept."""
     training = network.training
     ids = pad_sequence(rows, batch_first=True)
@@ -357,7 +363,7 @@ def _embedded(
     finally:
         network.train(training)
     results = []
-    for row, found, part in zip(rows, vectors.float().cpu().numpy(), kept, strict=True):
+    for row, found in zip(rows, vectors.float().cpu().numpy(), strict=True):
         names = [tokenizer.tokens[i] for i in row.tolist()]
-        results.append(Embedding(names[part], found[: len(row)][part]))
+        results.append(Embedding(names[kept], found[: len(row)][kept]))
     return results
