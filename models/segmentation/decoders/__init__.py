@@ -7,5 +7,6 @@ scores (B, K, h, w) of any resolution, and names in `class_parameters()` the par
 from models.segmentation.decoders.deeplab import DeepLabHead
 from models.segmentation.decoders.fcn_head import FCNHead
 from models.segmentation.decoders.lraspp import LRASPPHead
+from models.segmentation.decoders.skips import SkipHead
 
-__all__ = ["DeepLabHead", "FCNHead", "LRASPPHead"]
+__all__ = ["DeepLabHead", "FCNHead", "LRASPPHead", "SkipHead"]

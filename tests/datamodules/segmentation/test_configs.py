@@ -21,4 +21,4 @@ def test_a_configuration_shows_every_option(name):
     parser.parse_object({"data": config["init_args"]})  # raises at a value of the wrong type
     data = kind(**config["init_args"])
     assert "train" in data.splits
-    assert (data.batch_size, data.scale) == (8, tuple(config["init_args"]["scale"]))
+    assert (data.batch_size, data.scale) == tuple(config["init_args"][key] for key in ("batch_size", "scale"))

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from errors import UserError
 from models.backbones.dilated import DilatedMobileNetV3
 from models.backbones.timm_backbone import TimmBackbone
 from models.segmentation import FCN, EncoderDecoder
-from models.segmentation.decoders import DeepLabHead, FCNHead, LRASPPHead
+from models.segmentation.decoders import DeepLabHead, FCNHead, LRASPPHead, SkipHead
 from models.segmentation.fcn_backbones import VGG16
 from models.segmentation.weights import load_weights
 
@@ -55,7 +56,7 @@ def test_other_networks_are_refused(tmp_path):
         load_weights(FCN(num_classes=3, backbone=VGG16(width=1 / 16), stride=32), path)
 
 
-@pytest.mark.parametrize("decoder", [FCNHead, DeepLabHead, LRASPPHead])
+@pytest.mark.parametrize("decoder", [FCNHead, DeepLabHead, LRASPPHead, SkipHead])
 def test_any_timm_backbone(decoder):
     backbone = TimmBackbone("resnet18", out_indices=(2, 4), output_stride=8)
     assert backbone.strides == [8, 8]
@@ -65,3 +66,15 @@ def test_any_timm_backbone(decoder):
     parameters = dict(network.named_parameters())
     assert {parameters[name].shape[0] for name in network.class_parameters()} == {5}
     assert len(network.class_parameters()) in (2, 4)
+
+
+def test_skips_are_added_from_coarse_to_fine():
+    head = SkipHead([3, 5, 7], 2, channels=4).eval()
+    for conv in (*head.project, head.conv):
+        conv[1].reset_running_stats()
+    features = [torch.randn(1, 3, 12, 8), torch.randn(1, 5, 6, 4), torch.randn(1, 7, 3, 2)]
+    with torch.no_grad():
+        fine, middle, coarse = (project(x) for project, x in zip(head.project, features, strict=True))
+        total = fine + F.interpolate(middle + F.interpolate(coarse, (6, 4), mode="bilinear"), (12, 8), mode="bilinear")
+        assert torch.allclose(head(features), head.score(head.conv(total)), atol=1e-6)
+        assert not torch.allclose(head([features[0], 0 * features[1], features[2]]), head(features), atol=1e-3)
