@@ -72,13 +72,15 @@ def _boxes(
         for ratio in ratios[i]:
             long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
             shapes += [(long, short), (short, long)]
-        half = torch.tensor(shapes, dtype=torch.float64)
-        half = (half.clamp(max=1) if clip else half) * image_size / 2  # (boxes, 2)
+        # Shares of the image in float32, as torchvision computes them: objects that contain boxes overlap several of
+        # them equally, and the last digit decides which is the best.
+        sides = torch.tensor(shapes, dtype=torch.float32)  # (boxes, 2)
+        half = 0.5 * (sides.clamp(max=1) if clip else sides)
         y, x = torch.meshgrid(
-            (torch.arange(height, dtype=torch.float64) + 0.5) * stride,
-            (torch.arange(width, dtype=torch.float64) + 0.5) * stride,
+            (torch.arange(height) + 0.5) / (image_size / stride),
+            (torch.arange(width) + 0.5) / (image_size / stride),
             indexing="ij",
         )
         centres = torch.stack([x, y], -1)[:, :, None]  # (height, width, 1, 2)
-        levels.append(torch.cat([centres - half, centres + half], -1).view(-1, 4))
-    return torch.cat(levels).float().to(device)
+        levels.append(torch.cat([centres - half, centres + half], -1).view(-1, 4) * image_size)
+    return torch.cat(levels).to(device)
