@@ -9,7 +9,9 @@ import datamodules.segmentation
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "data"
 
 
-@pytest.mark.parametrize("name", ["shapes_segmentation", "shapes_segmentation_64", "voc_segmentation", "camvid", "coco_segmentation"])
+@pytest.mark.parametrize(
+    "name", ["shapes_segmentation", "shapes_segmentation_64", "voc_segmentation", "camvid", "coco_segmentation"]
+)
 def test_a_configuration_shows_every_option(name):
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     kind = getattr(datamodules.segmentation, config["class_path"].removeprefix("datamodules."))
@@ -21,4 +23,4 @@ def test_a_configuration_shows_every_option(name):
     parser.parse_object({"data": config["init_args"]})  # raises at a value of the wrong type
     data = kind(**config["init_args"])
     assert "train" in data.splits
-    assert (data.batch_size, data.scale) == tuple(config["init_args"][key] for key in ("batch_size", "scale"))
+    assert (data.batch_size, list(data.scale)) == (config["init_args"]["batch_size"], config["init_args"]["scale"])
