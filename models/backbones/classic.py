@@ -76,7 +76,7 @@ class ClassicBackbone(nn.Module):
                 layers.append(nn.LocalResponseNorm(layer.size, alpha=layer.alpha, beta=0.75))
                 continue
             if isinstance(layer, Conv):
-                out = scaled(layer.channels, width, layer.groups)
+                out = scaled(layer.channels, width)
                 layers.append(nn.Conv2d(channels, out, layer.kernel, layer.stride, layer.padding, groups=layer.groups))
                 layers.append(nn.ReLU(inplace=True))
                 channels = out
@@ -172,6 +172,6 @@ class VGG16(ClassicBackbone):
     WEIGHTS = "vgg16"
 
 
-def scaled(channels: int, width: float, groups: int = 1) -> int:
-    """The number of channels at a width: at least one per group, and a multiple of the groups."""
-    return groups * max(round(channels * width / groups), 1)
+def scaled(channels: int, width: float) -> int:
+    """The number of channels at a width: even, as CaffeNet's groups of two need it."""
+    return 2 * max(round(channels * width / 2), 1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from errors import UserError
 from models.backbones.classic import VGG16
+from models.detection.box_coder import BoxCoder
 from models.detection.box_heads import VGGHead
 from models.detection.classic_heads import LowRankLinear
 from models.detection.detector import Detections, Detector, Targets
@@ -40,6 +41,7 @@ class FastRoIHead(RoIHead):
         extractor: RoIExtractor | None = None,
         box_head: Callable[[int, int], nn.Module] | None = None,
         sampler: RandomSampler | None = None,
+        box_coder: BoxCoder | None = None,
         postprocessor: RoIPostprocessor | None = None,
         positive_iou: float = 0.5,
         min_negative_iou: float = 0.1,
@@ -50,6 +52,7 @@ class FastRoIHead(RoIHead):
             extractor=extractor or RoIExtractor(strides=(16,), method="pool"),
             box_head=box_head or VGGHead,
             sampler=sampler or RandomSampler(size=64, positive_fraction=0.25),
+            box_coder=box_coder,
             postprocessor=postprocessor or RoIPostprocessor(score_threshold=0.001, nms=HardNMS(iou_threshold=0.3)),
             positive_iou=positive_iou,
             min_negative_iou=min_negative_iou,
