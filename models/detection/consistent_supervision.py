@@ -19,8 +19,8 @@ from models.loss_term import LossTerm
 class ConsistentRoIHead(RoIHead):
     """A second stage that also supervises what its pyramid was made of.
 
-    The sampled proposals are pooled from every lateral of the pyramid as well, and a second head, one for all of
-    them, predicts from each: features of all levels learn to mean the same before they are added. The second head
+    The sampled proposals are pooled from every lateral of the pyramid as well, and a second head of the same kind, one
+    for all laterals, predicts from each: features of all levels learn to mean the same before they are added. The second head
     takes part in the loss alone, so that detection costs nothing more.
 
     Args:
@@ -58,7 +58,7 @@ class ConsistentRoIHead(RoIHead):
             class_agnostic=class_agnostic,
             smooth_l1_beta=smooth_l1_beta,
         )
-        self.auxiliary_head = TwoFCHead(channels, self.extractor.output_size)
+        self.auxiliary_head = (box_head or TwoFCHead)(channels, self.extractor.output_size)
         self.auxiliary_predictor = BoxPredictor(
             self.auxiliary_head.channels, num_classes, class_agnostic=class_agnostic
         )
