@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from errors import UserError
 from models.segmentation.geometry import Grid
 
 WIDE = 4096  # of the fully connected layers
@@ -29,6 +30,9 @@ class FullyConvolutional(nn.Module, ABC):
     Attributes:
         channels: of the features at strides 8, 16, 32.
         grids: where their cells lie.
+
+    Raises:
+        UserError: `pretrained` without published weights, or at another width than theirs.
     """
 
     channels: list[int]
@@ -40,7 +44,15 @@ class FullyConvolutional(nn.Module, ABC):
         self.build(padding)
         if pretrained:
             if self.classifier is None:
-                raise ValueError(f"torchvision has no weights of {type(self).__name__}")
+                raise UserError(
+                    f"torchvision has no weights of {type(self).__name__}: set its pretrained to false, or take a "
+                    "backbone that has some, such as AlexNet"
+                )
+            if getattr(self, "width", 1.0) != 1.0:
+                raise UserError(
+                    f"ImageNet's weights are those of {type(self).__name__} at width 1.0, not {self.width:g}: set its "
+                    "width to 1.0 or its pretrained to false"
+                )
             self.load_state_dict(self.state_from_classifier(self.classifier().state_dict()))
 
     @abstractmethod

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import inference
 from datamodules.segmentation.masks import voc_palette
-from tests.helpers import ROOT, SMALL, finish, train
+from tests.helpers import ROOT, SMALL, finish, last_checkpoint, train
 from train import main
 
 CONFIGS = ROOT / "configs"
@@ -126,6 +127,23 @@ def test_predict_writes_masks_that_inference_agrees_with(beside, fcn32s, tmp_pat
         assert labels.max() < 6
         if not how:
             np.testing.assert_array_equal(segmenter(file).labels, labels)
+
+
+def test_the_papers_optimiser_groups(tmp_path):
+    """Biases learn twice as fast and do not decay; the bilinear kernels stay as they are."""
+    arguments = ["--config", str(CONFIGS / "fcn8s_vgg16.yaml"), "--config", str(CONFIGS / "recipes" / "fcn_voc.yaml"),
+                 *TINY, "--model.network.backbone.width=0.03125", "--model.network.backbone.pretrained=false",
+                 "--data.crop_size=32", "--trainer.max_steps=1", "--trainer.val_check_interval=1",
+                 "--last_checkpoint.every_n_train_steps=1", "--run_dir", str(tmp_path)]  # fmt: skip
+    assert main(arguments) == 0
+    checkpoint = torch.load(last_checkpoint(tmp_path), weights_only=True)
+    kernels, biases = checkpoint["optimizer_states"][0]["param_groups"]
+    state = checkpoint["state_dict"]
+    upsampling = [name for name in state if ".upsampling." in name]
+    assert len(kernels["params"]) + len(biases["params"]) == len(state) - len(upsampling)
+    assert len(biases["params"]) == sum(name.endswith(".bias") for name in state) == 13 + 2 + 3
+    assert (kernels["lr"], kernels["weight_decay"], kernels["momentum"]) == (1e-10, 5e-4, 0.99)
+    assert (biases["lr"], biases["weight_decay"], biases["momentum"]) == (2e-10, 0.0, 0.99)
 
 
 DECODER = """

@@ -205,3 +205,10 @@ def test_channels_reach_caffe_as_blue_green_red():
 def test_an_unknown_stride_is_refused():
     with pytest.raises(UserError, match="no stride 4: choose 32, 16 or 8"):
         FCN(num_classes=2, backbone=small("alexnet"), stride=4)
+
+
+def test_weights_that_do_not_exist_are_refused():
+    with pytest.raises(UserError, match="no weights of CaffeNet: set its pretrained to false"):
+        CaffeNet(pretrained=True)
+    with pytest.raises(UserError, match=r"those of VGG16 at width 1\.0, not 0\.125: set its width to 1\.0"):
+        VGG16(pretrained=True, width=0.125)
