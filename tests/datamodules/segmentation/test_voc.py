@@ -1,4 +1,8 @@
+import hashlib
 import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -162,6 +166,32 @@ def test_fetched_archives_take_their_place(tmp_path):
     with pytest.raises(UserError, match="has not the published MD5 0"):
         fetch(archive(tmp_path, "x/y", ["a.jpg"]).as_uri(), "0", "x/y", target.parent / "other")
     assert not (target.parent / "other").exists()
+
+
+def test_sbd_comes_over_http_and_is_checked(tmp_path, monkeypatch):
+    source = tmp_path / "server"
+    sbd(source / "benchmark_RELEASE" / "dataset", train=["b", "c"])
+    with tarfile.open(source / "sbd.tgz", "w:gz") as file:
+        file.add(source / "benchmark_RELEASE", "benchmark_RELEASE")
+    md5 = hashlib.md5((source / "sbd.tgz").read_bytes()).hexdigest()
+    monkeypatch.setattr(voc, "COUNTS", {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=source))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/sbd.tgz"
+        for right, folder in ((True, "sbd"), (False, "other")):
+            monkeypatch.setattr(voc, "SBD", (address, md5 if right else "0" * 32, "benchmark_RELEASE/dataset"))
+            data = VocSegmentation(root=str(tmp_path / "voc"), sbd_root=str(tmp_path / folder), download=True,
+                                   train_sets=["sbd/train"], val_sets=[])  # fmt: skip
+            if right:
+                assert data.size("train") == 2
+                np.testing.assert_array_equal(data.label("train", 1), PLAIN)
+            else:
+                with pytest.raises(UserError, match="has not the published MD5 000"):
+                    data.size("train")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize(
