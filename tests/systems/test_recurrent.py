@@ -1,0 +1,148 @@
+"""Recurrent language models through the command line: training, evaluation, several processes, resumption."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import ROOT, assert_equal, last_checkpoint
+from train import main
+
+COMMON = [
+    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1", "--data.min_count=1",
+    "--trainer.logger=callbacks.loggers.AppendingCSVLogger",
+    "--data.corpus=datamodules.text.TextFiles", "--data.corpus.root=.", "--data.corpus.train=train.txt",
+    "--data.corpus.val=val.txt", "--data.corpus.test=test.txt", "--data.eval_tracks=3", "--data.eval_batch_size=3",
+    "--model.schedule.warmup_epochs=0", "--data.batch_size=4", "--data.context=8", "--model.optimizer.lr=0.02",
+]  # fmt: skip
+SYSTEMS = {
+    "lstm_lm": [
+        "--model.network.embedding_size=12", "--model.network.cells=16", "--model.network.dropout=0.1",
+        "--model.network.hidden_dropout=0.1", "--model.network.input_dropout=0.1", "--model.network.weight_dropout=0.1",
+    ],
+    "elmo": [
+        "--model.network.filters=[[1,4],[2,6]]", "--model.network.cells=16", "--model.network.projection=8",
+        "--model.network.samples=6",
+    ],
+}  # fmt: skip
+PERPLEXITIES = {"lstm_lm": ["perplexity"], "elmo": ["perplexity", "forward_perplexity", "backward_perplexity"]}
+
+
+def arguments(name, *more):
+    return ["--config", str(ROOT / "configs" / f"{name}.yaml"), *COMMON, *SYSTEMS[name], *more]
+
+
+def results(run):
+    return json.loads((run / "results.json").read_text())
+
+
+def start(*words, **environment):
+    """`main` in a process of its own, which saves the seconds of all imports."""
+
+    def run():
+        os.environ.update(environment)
+        sys.exit(main(list(words)))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def finish(*processes):
+    """Their exit statuses: 0, or minus the signal that they died of."""
+    for process in processes:
+        process.join(200)
+    return [process.exitcode for process in processes]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A directory with a corpus and a short training of each in a directory of its name."""
+    folder = tmp_path_factory.mktemp("recurrent")
+    rng = np.random.default_rng(0)
+    words = (["the", "a"], ["cat", "dog", "bird"], ["sees", "hears"], ["the", "a"], ["tree", "stone"])
+    for split, sentences in {"train": 100, "val": 23, "test": 10}.items():
+        lines = [" ".join(rng.choice(choices) for choices in words) + ".\n" for _ in range(sentences)]
+        (folder / f"{split}.txt").write_text("".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in SYSTEMS:
+            assert main(arguments(name, "--trainer.max_epochs=3", f"--run_dir={name}")) == 0
+    return folder
+
+
+@pytest.fixture(params=SYSTEMS)
+def name(request, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return request.param
+
+
+def test_training_brings_the_perplexities_down(name, folder):
+    rows = (folder / name / "metrics.csv").read_text().splitlines()
+    header = rows[0].split(",")
+    for perplexity in PERPLEXITIES[name]:
+        found = [row.split(",")[header.index(f"val/{perplexity}")] for row in rows[1:]]
+        values = [float(value) for value in found if value]
+        assert values[0] < 13  # of 13 words and more; after an epoch
+        assert values[-1] < 0.8 * values[0]
+        assert results(folder / name)["test"][perplexity] < 0.8 * values[0]
+    if name == "elmo":
+        assert "train/forward_sampled_loss" in header and "train/forward_loss" not in header
+        both = results(folder / name)["val"]
+        product = both["forward_perplexity"] * both["backward_perplexity"]
+        assert both["perplexity"] == pytest.approx(product**0.5, rel=1e-12)
+        assert both["loss"] == pytest.approx(np.log(both["perplexity"]), rel=1e-12)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_perplexity_is_the_same_on_any_number_of_processes(name, folder, tmp_path, free_address, world):
+    """As torchrun would start them."""
+    best = str(folder / name / "checkpoints" / "best.ckpt")
+    words = arguments(name, f"--run_dir={tmp_path}", "--ckpt_path", best, "--data.eval_batch_size=2")
+    host, port = free_address.split(":")
+    shared = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    shared |= {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0"}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    words = ["validate", *words, f"--trainer.devices={world}", "--trainer.strategy=ddp"]
+    assert finish(*[start(*words, **shared, **rank) for rank in ranks]) == [0] * world
+    before, now = results(folder / name)["val"], results(tmp_path)["val"]
+    assert before.keys() == now.keys()
+    assert now == pytest.approx(before, rel=1e-6)
+
+
+def test_killed_and_resumed_training_is_bit_identical(name, folder, tmp_path):
+    """Of the weights, the optimiser, the random streams and the recurrent states."""
+    training = arguments(name, "--trainer.max_epochs=1", "--last_checkpoint.every_n_train_steps=5")
+    kill = ["--trainer.callbacks+=tests.helpers.SignalAt", "--trainer.callbacks.batch=8"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = [start(*training, f"--run_dir={whole}"), start(*training, f"--run_dir={killed}", *kill)]
+    assert finish(*first) == [0, -signal.SIGKILL]
+    assert last_checkpoint(killed).name == "last-00000005.ckpt"
+    assert finish(start(*training, f"--run_dir={killed}", "--ckpt_path=last")) == [0]
+    a, b = (torch.load(last_checkpoint(run), weights_only=True) for run in (whole, killed))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "random_states", "recurrent_states"):
+        assert_equal(a[key], b[key], key)
+    assert results(whole)["val"] == results(killed)["val"]
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation_of_the_checkpoint_equals_the_one_after_fit(name, folder, tmp_path, command):
+    best = str(folder / name / "checkpoints" / "best.ckpt")
+    assert main([command, *arguments(name, f"--run_dir={tmp_path}", "--ckpt_path", best)]) == 0
+    split = "val" if command == "validate" else "test"
+    assert results(tmp_path)[split] == results(folder / name)[split]
+
+
+def test_backward_text_is_learnt_too(folder, tmp_path, monkeypatch):
+    """A model of the other direction, on the same words."""
+    monkeypatch.chdir(folder)
+    more = ("--data.backward=true", "--trainer.max_epochs=1", f"--run_dir={tmp_path}")
+    assert main(arguments("lstm_lm", *more)) == 0
+    ahead, back = results(folder / "lstm_lm")["val"], results(tmp_path)["val"]
+    assert back["perplexity"] < 13 and back["perplexity"] != ahead["perplexity"]
