@@ -7,6 +7,17 @@ from models.necks.nas_fpn import NASFPN
 from models.necks.neck import Neck
 from models.necks.normalised_fpn import NormalisedFPN
 from models.necks.pafpn import PAFPN
-from models.necks.recursive_fpn import IdentityNeck, RecursivePyramid
+from models.necks.recursive_fpn import IdentityNeck, RecursiveFPN, RecursivePyramid
 
-__all__ = ["FPN", "NASFPN", "PAFPN", "AugFPN", "BiFPN", "IdentityNeck", "Neck", "NormalisedFPN", "RecursivePyramid"]
+__all__ = [
+    "FPN",
+    "NASFPN",
+    "PAFPN",
+    "AugFPN",
+    "BiFPN",
+    "IdentityNeck",
+    "Neck",
+    "NormalisedFPN",
+    "RecursiveFPN",
+    "RecursivePyramid",
+]

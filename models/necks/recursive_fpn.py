@@ -1,11 +1,15 @@
 """Recursive feature pyramid (Qiao, Chen, Yuille: "DetectoRS", CVPR 2021, section 3)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.backbones.detectors_resnet import DetectorsResNet
+from models.necks.fpn import FPN
 from models.necks.neck import Neck
 
 
@@ -59,6 +63,55 @@ class RecursivePyramid(nn.Module):
             again = self.pyramid(self.feedback_backbone(images, feedback))
             pyramid = [torch.lerp(old, new, self.gate(new).sigmoid()) for old, new in zip(pyramid, again, strict=True)]
         return pyramid
+
+
+class RecursiveFPN(RecursivePyramid):
+    """DetectoRS's backbone and neck in few words: two ResNets with switchable atrous convolutions, one FPN.
+
+    It takes the arguments of a `ResNet`, so that it can take its place: `--model.network.backbone RecursiveFPN
+    --model.network.neck IdentityNeck`.
+
+    Args:
+        name: of both ResNets, see `DetectorsResNet`, like the arguments that follow.
+        out_indices: (1, 2, 3, 4) for detectors with two stages, (2, 3, 4) for those with one.
+        pretrained: load ImageNet weights.
+        frozen_stages: how many stages are not trained.
+        norm: `frozen` needs pretrained weights.
+        switchable_stages: with switchable atrous convolutions.
+        deformable: let them move their samples too.
+        channels: of the pyramid.
+        num_levels: of the pyramid.
+        extra: how the levels beyond the backbone's are made, see `FPN`.
+        steps: looks at the picture.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        *,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        pretrained: bool = False,
+        frozen_stages: int = 0,
+        norm: Literal["frozen", "batch"] = "batch",
+        switchable_stages: Sequence[int] = (2, 3, 4),
+        deformable: bool = False,
+        channels: int = 256,
+        num_levels: int = 5,
+        extra: Literal["pool", "conv_c5", "conv_p5"] = "pool",
+        steps: int = 2,
+    ) -> None:
+        resnet = partial(
+            DetectorsResNet,
+            name,
+            out_indices=out_indices,
+            pretrained=pretrained,
+            frozen_stages=frozen_stages,
+            norm=norm,
+            switchable_stages=switchable_stages,
+            deformable=deformable,
+        )
+        neck = partial(FPN, channels=channels, num_levels=num_levels, extra=extra)
+        super().__init__(resnet(), resnet(feedback_channels=channels), neck, steps=steps)
 
 
 class ASPP(nn.Module):
