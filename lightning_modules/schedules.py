@@ -50,18 +50,20 @@ class WarmupSteps(Schedule):
         gamma: the factor of each drop.
         warmup_steps: length of the warm-up in optimiser steps.
         warmup_start: factor at step 0.
+        warmup_power: the factor of the warm-up is taken to this power (darknet's `burn_in`: 4).
     """
 
     milestones: tuple[float, ...] = (8 / 12, 11 / 12)
     gamma: float = 0.1
     warmup_steps: int = 500
     warmup_start: float = 0.001
+    warmup_power: float = 1.0
 
     def factor(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
         """See the base class."""
         warmup = 1.0
         if step < self.warmup_steps:
-            warmup = self.warmup_start + (1 - self.warmup_start) * step / self.warmup_steps
+            warmup = (self.warmup_start + (1 - self.warmup_start) * step / self.warmup_steps) ** self.warmup_power
         return warmup * self.gamma ** sum(step >= m * total_steps for m in self.milestones)
 
 

@@ -26,6 +26,12 @@ def test_warmup_steps__1x_recipe():
     assert factors == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01])
 
 
+def test_warmup_steps__darknets_burn_in():
+    schedule = WarmupSteps(milestones=(0.8, 0.9), warmup_steps=1000, warmup_start=0.0, warmup_power=4)
+    factors = [schedule.factor(step, 100, 10_000) for step in (0, 500, 1000, 7999, 8000, 9000)]
+    assert factors == pytest.approx([0, 1 / 16, 1, 1, 0.1, 0.01])
+
+
 def test_constant():
     assert Constant().factor(7, 1, 1) == 1
 
