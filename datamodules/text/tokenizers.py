@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.text.elmo_characters import word_characters
 from errors import UserError
 
 # What a special token is for, and how it is written.
@@ -248,6 +249,10 @@ class Words(Tokenizer):
     def split(self, text: str) -> list[str]:
         """The words of a text, before they become ids."""
         return split_words(text, self.split_punctuation, self.lowercase)
+
+    def characters(self, words: Sequence[str]) -> np.ndarray:
+        """(N, 50) int64: how ELMo reads words, those outside the vocabulary included."""
+        return word_characters(words)
 
     def encode(self, text: str) -> np.ndarray:
         r"""The ids of the words; every `\n` becomes `eos` if there is one."""

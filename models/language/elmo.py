@@ -14,7 +14,7 @@ from models.language.language_model import Batch, LanguageModel
 from models.language.sampled_softmax import SharedSoftmax
 from models.loss_term import LossTerm
 
-BEGIN_WORD, END_WORD, FILLING = 259, 260, 261
+SLOTS, BEGIN_WORD, END_WORD, FILLING = 50, 259, 260, 261
 # What stands at the ends of a sentence, as characters: <S> and </S>.
 BOUNDARIES = tuple((BEGIN_WORD, middle, END_WORD) for middle in (257, 258))
 DIRECTIONS = ("forward", "backward")
@@ -235,13 +235,18 @@ def with_boundaries(characters: Tensor, lengths: Tensor) -> Tensor:
         characters: the sentences.
         lengths: (B,), of the sentences with both boundaries.
     """
-    rows, _, width = characters.shape
     result = F.pad(characters, (0, 0, 1, 1))
-    signs = characters.new_full((2, width), FILLING)
-    signs[:, :3] = torch.tensor(BOUNDARIES, device=characters.device)
-    result[:, 0] = signs[0]
-    result[torch.arange(rows, device=characters.device), lengths - 1] = signs[1]
+    begin, end = boundary_characters(characters.device)
+    result[:, 0] = begin
+    result[torch.arange(len(result), device=characters.device), lengths - 1] = end
     return result
+
+
+def boundary_characters(device: torch.device) -> Tensor:
+    """`<S>` and `</S>` as words (2, 50)."""
+    signs = torch.full((2, SLOTS), FILLING, device=device)
+    signs[:, :3] = torch.tensor(BOUNDARIES, device=device)
+    return signs
 
 
 def turn(lengths: Tensor, width: int) -> Tensor:

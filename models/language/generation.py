@@ -56,7 +56,7 @@ def generate(
     tokens = torch.cat([tokens, tokens.new_zeros(len(tokens), max_new_tokens)], 1)
     ends = starts + max_new_tokens
     position = int(starts.min())
-    with _evaluating(network):
+    with evaluating(network):
         reader = _Reader(network, use_cache)
         while position < ends.max():
             drawn = _draw(reader.next_logits(tokens[:, :position]), temperature, top_k, top_p, generator)
@@ -116,7 +116,7 @@ def fill_mask(
     batch = {"input_ids": input_ids, "masked_positions": positions, "masked_labels": torch.where(wanted, 0, IGNORE)}
     optional = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
     batch |= {key: value for key, value in optional.items() if value is not None}
-    with _evaluating(network):
+    with evaluating(network):
         probabilities = network.forward(batch)[0]["masked_logits"].float().softmax(-1)
     best = probabilities.topk(min(top_k, network.vocab_size))
     return Filling(wanted.nonzero()[:, 0], positions[wanted], best.indices, best.values)
@@ -147,7 +147,7 @@ def score(network: LanguageModel, sequences: Sequence[Tensor]) -> Tensor:
         for start, stop, new in windows(len(sequence) - 1, network.context_length)
     ]
     totals = torch.zeros(len(sequences), dtype=torch.float64)
-    with _evaluating(network):
+    with evaluating(network):
         for i in range(0, len(pieces), len(sequences)):
             rows, tokens, new = zip(*pieces[i : i + len(sequences)], strict=True)
             inputs = pad_sequence([row[:-1] for row in tokens], batch_first=True)
@@ -196,7 +196,7 @@ def score_masked(
     """
     places = counted.nonzero().squeeze(1)
     total = 0.0
-    with _evaluating(network):
+    with evaluating(network):
         for some in places.split(rows_at_once):
             rows = input_ids.repeat(len(some), 1)
             rows[torch.arange(len(some)), some] = mask_token
@@ -261,7 +261,7 @@ def _check(max_new_tokens: int, temperature: float, top_k: int | None, top_p: fl
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while."""
     training = network.training
     network.eval()

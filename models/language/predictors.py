@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from errors import UserError
 from models.language.bert import BERT
+from models.language.elmo import ELMo
 from models.language.generation import fill_mask, generate, score, score_masked, windows
 from models.language.language_model import LanguageModel
 
@@ -328,11 +329,25 @@ class MaskedPredictor:
         return torch.tensor([*ids, self.tokenizer.sep], device=next(self.network.parameters()).device)
 
 
-Predictor = CausalPredictor | MaskedPredictor
+class Predictor(Protocol):
+    """What all of them can do: see `CausalPredictor`, `MaskedPredictor` and `ElmoPredictor`."""
+
+    def score(self, texts: str | Sequence[str]) -> Score | list[Score]:
+        """How likely texts are."""
+
+    def embed(self, texts: str | Sequence[str]) -> Embedding | list[Embedding]:
+        """The vectors of the texts' tokens."""
+
+    def predict(self, texts: Sequence[str], options: PredictOptions) -> list[dict[str, Any]]:
+        """Per text what `options` ask for."""
 
 
 def predictor_for(network: LanguageModel, tokenizer: TextTokenizer) -> Predictor:
     """What suits the kind of model."""
+    if isinstance(network, ELMo):
+        from models.language.elmo_predictor import ElmoPredictor  # which builds on this file
+
+        return ElmoPredictor(network, tokenizer)
     return MaskedPredictor(network, tokenizer) if isinstance(network, BERT) else CausalPredictor(network, tokenizer)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from inference import load
 from tests.helpers import ROOT, assert_equal, last_checkpoint
 from train import main
 
@@ -146,3 +147,29 @@ def test_backward_text_is_learnt_too(folder, tmp_path, monkeypatch):
     assert main(arguments("lstm_lm", *more)) == 0
     ahead, back = results(folder / "lstm_lm")["val"], results(tmp_path)["val"]
     assert back["perplexity"] < 13 and back["perplexity"] != ahead["perplexity"]
+
+
+def test_prediction_from_the_command_line_and_from_python(name, folder, tmp_path):
+    best = folder / name / "checkpoints" / "best.ckpt"
+    (tmp_path / "texts.txt").write_text("the cat sees\na bird hears the unheard stone .\n")
+    status = main([
+        "predict", *arguments(name, f"--run_dir={tmp_path / 'run'}", "--ckpt_path", str(best)),
+        f"--data.texts={tmp_path / 'texts.txt'}", "--model.prediction.embeddings=true",
+        "--model.prediction.max_new_tokens=4", "--trainer.callbacks+=callbacks.text_writer.TextWriter",
+    ])  # fmt: skip
+    assert status == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "texts.jsonl").read_text().splitlines()]
+    vectors = np.load(tmp_path / "run" / "predictions" / "embeddings.npz")
+    assert [line["text"] for line in lines] == ["the cat sees", "a bird hears the unheard stone ."]
+    assert [len(line["pieces"]) for line in lines] == [3, 7] == [len(vectors[str(i)]) for i in range(2)]
+    model = load(best)
+    for line, i in zip(lines, range(2), strict=True):
+        assert model.score(line["text"]).log_likelihood == pytest.approx(line["log_likelihood"], rel=1e-5)
+        np.testing.assert_allclose(model.embed(line["text"]).vectors, vectors[str(i)], atol=1e-6)
+    assert model.score("the cat sees a tree .").perplexity < model.score("tree a sees cat . the").perplexity
+    if name == "lstm_lm":
+        assert all(line["generated"].startswith(line["text"].replace("unheard", "<unk>")) for line in lines)
+    else:
+        layers = model.layers(["the cat sees", "a tree"])
+        assert [found.shape for found in layers] == [(3, 3, 16), (3, 2, 16)]
+        np.testing.assert_allclose(layers[0][-1], vectors["0"], atol=1e-6)
