@@ -1,14 +1,14 @@
 """Priors for YOLO from a dataset: clusters of the shapes of its boxes (YOLOv2, section 2, "Dimension Clusters").
 
-    python -m tools.anchor_clusters --config configs/yolo_v3.yaml [--clusters 9] [--data configs/data/coco.yaml ...]
-    python -m tools.anchor_clusters --config configs/yolo_v2.yaml --clusters 5 --unit 32
+    python -m tools.anchor_clusters --config configs/yolov3.yaml [--clusters 9] [--data configs/data/coco.yaml ...]
+    python -m tools.anchor_clusters --config configs/yolov2.yaml --clusters 5 --unit 32
 
 k-means with the distance 1 - IoU(shape, centroid), both boxes at the same place: Euclidean distance would spend its
 clusters on large boxes. Printed are the priors as `model.network.priors` takes them, and the average overlap of a box
 with its best prior, which the paper reports for VOC (61.0 with 5 clusters, 67.2 with 9).
 
-Boxes are measured as they are when a picture is fitted into `data.image_size`; augmentation is left out. YOLOv3 takes
-pixels, YOLOv2 cells of 32 pixels: `--unit 32`.
+Boxes are measured as they are when a picture is fitted into `data.image_size` (or stretched to it, as `data.resize`
+says); augmentation is left out. YOLOv3 takes pixels, YOLOv2 cells of 32 pixels: `--unit 32`.
 """
 
 import logging
@@ -39,7 +39,7 @@ class AnchorClusters(TriptychCLI):
             if options[name] <= 0:
                 raise UserError(f"--{name} is {options[name]}; it must be positive")
         data = self.datamodule
-        shapes = box_shapes(data.annotations(options.split), data.image_size)
+        shapes = box_shapes(data.annotations(options.split), data.image_size, data.resize)
         if len(np.unique(shapes, axis=0)) < options.clusters:
             raise UserError(
                 f"--clusters is {options.clusters}, but the {options.split} split of {data.name} has only "
@@ -55,10 +55,17 @@ class AnchorClusters(TriptychCLI):
         print(f"priors: {rounded}")
 
 
-def box_shapes(annotations: DetectionAnnotations, side: int) -> np.ndarray:
-    """Widths and heights (n, 2) in pixels of all boxes but crowds, the longer side of every picture made `side`."""
-    scale = side / np.maximum(annotations.heights, annotations.widths)  # (N,)
-    shapes = annotations.boxes[:, 2:] * np.repeat(scale, np.diff(annotations.offsets))[:, None]
+def box_shapes(annotations: DetectionAnnotations, side: int, resize: str = "fit") -> np.ndarray:
+    """Widths and heights (n, 2) in pixels of all boxes but crowds.
+
+    Args:
+        annotations: of a split.
+        side: of the square that pictures are resized to.
+        resize: `fit` makes the longer side of every picture `side`, `stretch` both sides.
+    """
+    sizes = np.stack([annotations.widths, annotations.heights], 1)  # (N, 2)
+    scale = side / (sizes if resize == "stretch" else sizes.max(1, keepdims=True))
+    shapes = annotations.boxes[:, 2:] * np.repeat(scale, np.diff(annotations.offsets), axis=0)
     return shapes[~annotations.iscrowd & (shapes > 0).all(1)]
 
 

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from datamodules.annotations import DetectionAnnotations
 from tests.helpers import D0, SMALL
-from tools.anchor_clusters import best_clusters, clusters, first_centroids, main, overlaps
+from tools.anchor_clusters import best_clusters, box_shapes, clusters, first_centroids, main, overlaps
 
 
 def test_overlaps_by_hand():
@@ -37,6 +38,22 @@ def test_clear_clusters_are_found():
 def test_first_centroids_differ():
     shapes = np.array([[1.0, 1]] * 50 + [[1, 9.0], [9, 1.0]])
     assert len(np.unique(first_centroids(shapes, 3, np.random.default_rng(0)), axis=0)) == 3
+
+
+def test_shapes_of_boxes_in_the_resized_picture():
+    """A picture of 40 x 20 pixels, one of 10 x 30, and a crowd."""
+    annotations = DetectionAnnotations.from_lists(
+        images=[("a.jpg", 1, 20, 40), ("b.jpg", 2, 30, 10)],
+        image_index=[0, 1, 1],
+        objects={
+            "boxes": [[0, 0, 10, 10], [0, 0, 5, 15], [0, 0, 9, 9]], "labels": [0] * 3, "area": [1] * 3,
+            "iscrowd": [0, 0, 1], "difficult": [0] * 3, "annotation_ids": [1, 2, 3],
+        },
+        class_names=["a"],
+        category_ids=[1],
+    )  # fmt: skip
+    np.testing.assert_allclose(box_shapes(annotations, 60), [[15, 15], [10, 30]])
+    np.testing.assert_allclose(box_shapes(annotations, 60, "stretch"), [[15, 30], [30, 30]])
 
 
 def run(capsys, *options):
