@@ -114,8 +114,10 @@ def test_every_augmentation_keeps_the_contract(root, name):
         assert targets["labels"].max() < data.num_classes
 
 
-def test_evaluation_targets_map_back_to_the_file(root):
-    data = shapes(root)
+@pytest.mark.parametrize("options", [{}, {"resize": "stretch"}, {"augmentation": "ssd"}])
+def test_evaluation_targets_map_back_to_the_file(root, options):
+    data = shapes(root, **options)
+    assert data.description()["resize"] == ("stretch" if options else "fit")
     truth = data.annotations("val")
     for batch in data.val_dataloader():
         for i, index in enumerate(batch["index"].tolist()):
@@ -123,6 +125,9 @@ def test_evaluation_targets_map_back_to_the_file(root):
             boxes = batch["targets"]["boxes"][i][labels >= 0] / batch["scale"][i].repeat(2)
             np.testing.assert_allclose(boxes, truth.training_targets(index)["boxes"], atol=1e-3)
             assert batch["original_size"][i].tolist() == [truth.heights[index], truth.widths[index]]
+            assert (batch["image_size"][i].tolist() == [96, 96]) == bool(
+                options or truth.heights[index] == truth.widths[index]
+            )
 
 
 @pytest.mark.parametrize(
