@@ -434,11 +434,12 @@ def compare(name: str, pair: Pair, task: str, args: argparse.Namespace) -> list[
         for key, work in works.items():
             if args.device == "cuda":
                 torch.cuda.synchronize()
-            start = time.perf_counter()
+            clock = time.process_time if args.cpu_time else time.perf_counter
+            start = clock()
             work()
             if args.device == "cuda":
                 torch.cuda.synchronize()
-            times[key].append(time.perf_counter() - start)
+            times[key].append(clock() - start)
     ours = statistics.median(times["triptych"])
     return [
         {
@@ -489,6 +490,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--channels-last", action="store_true", help="also torchvision in that memory format")
     parser.add_argument("--compile", action="store_true", help="also run ours through torch.compile")
     parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory in processes of their own")
+    parser.add_argument("--cpu-time", action="store_true", help="the process's, on a machine that others use, too")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--peak-of", nargs=3, metavar=("NETWORK", "CONTENDER", "TASK"), help=argparse.SUPPRESS)
     args = parser.parse_args(args)
@@ -520,6 +522,7 @@ def report(checks: dict[str, dict[str, float]], rows: list[dict], args: argparse
         "precision": "bfloat16, mixed" if args.precision == "bf16" else "float32",
         "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "CPU",
         "threads": args.threads,
+        "clock": "CPU time" if args.cpu_time else "wall",
         "rounds": args.rounds,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
