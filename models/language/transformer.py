@@ -74,8 +74,12 @@ class RaggedRows:
         self.mask = mask
         self.causal = causal
         self.index = mask.flatten().nonzero().squeeze(1)  # of the N tokens among the B * T
-        self.lengths = mask.sum(1)
-        self.row_lengths: list[int] = self.lengths.tolist()
+        lengths = mask.sum(1)
+        self.row_lengths: list[int] = lengths.tolist()
+        # Every row moved to the left: which places are taken then, and their indices among all. Once for all layers,
+        # since finding them makes a GPU wait.
+        self.inside = torch.arange(max(self.row_lengths), device=mask.device) < lengths[:, None]  # (B, longest)
+        self.left_index = self.inside.flatten().nonzero().squeeze(1)  # (N,)
 
     def attend(self, qkv: Tensor, dropout: float) -> Tensor:
         """See `Rows`."""
@@ -92,17 +96,15 @@ class RaggedRows:
 
     def attend_padded(self, qkv: Tensor, dropout: float) -> Tensor:
         """One call for all rows, each moved to the left and padded to the longest."""
-        longest = max(self.row_lengths)
-        inside = torch.arange(longest, device=qkv.device) < self.lengths[:, None]  # (B, longest)
-        padded = qkv.new_zeros(*inside.shape, *qkv.shape[1:])
-        padded[inside] = qkv
+        padded = qkv.new_zeros(self.inside.numel(), *qkv.shape[1:]).index_copy(0, self.left_index, qkv)
+        padded = padded.unflatten(0, self.inside.shape)
         query, key, value = padded.permute(2, 0, 3, 1, 4)  # (B, heads, longest, size) each
         # With all padding on the right, a causal token never sees any.
-        mask = None if self.causal else inside[:, None, None, :]
+        mask = None if self.causal else self.inside[:, None, None, :]
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=self.causal
         )
-        return mixed.transpose(1, 2)[inside]
+        return mixed.transpose(1, 2).flatten(0, 1)[self.left_index]
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (N, ...)."""
