@@ -91,16 +91,15 @@ def trained(folder: Path, arguments: list[str]) -> TriptychCLI:
         UserError: the data has no validation split, or the training left no checkpoint.
     """
     best = folder / "checkpoints" / "best.ckpt"
-    if not best.exists():
-        Training(["fit", *arguments, "--run_dir", str(folder)])
+    arguments = [*arguments, "--run_dir", str(folder)]
+    run = Loaded(["validate", *arguments, "--ckpt_path", str(best)]) if best.exists() else Training(["fit", *arguments])
     if not best.exists():
         raise UserError(
             f"{folder} holds no checkpoints/best.ckpt: the study needs data with a validation split and a training "
             "that validates at its end"
         )
-    run = Loaded(["validate", *arguments, "--run_dir", str(folder), "--ckpt_path", str(best)])
     run.model.load_state_dict(load_verified(best)["state_dict"])
-    run.model.eval()
+    run.model.eval().to(run.trainer.strategy.root_device)
     return run
 
 

@@ -1,5 +1,7 @@
 """Two-stage detectors as a user meets them: shipped configurations, parts swapped by name, the threshold study."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from models.detection.cascade import CascadeRoIHead
 from models.necks import FPN, NASFPN, PAFPN, AugFPN, BiFPN, RecursiveFPN
 from tests.helpers import ROOT, SMALL, finish, train
 from tools import iou_threshold_study
+from train import main
 
 CONFIGS = ROOT / "configs"
 FLAGSHIP = str(CONFIGS / "faster_rcnn_r50_fpn.yaml")
@@ -125,19 +128,20 @@ def test_published_figures_are_those_of_unchanged_networks():
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """The arguments of a threshold study that was made, its table and its folder."""
+    """The folder of a threshold study that was made, what its trainings were given, and what it printed."""
     folder = tmp_path_factory.mktemp("study")
-    arguments = ["--config", FLAGSHIP, *SMALL, *TINY, f"--data.root={folder}/shapes", "--trainer.logger=false"]
-    arguments += ["--data.image_size=64", "--trainer.callbacks=null", "--thresholds", "0.5", "0.7"]
-    arguments += ["--folder", str(folder / "study")]
-    with pytest.MonkeyPatch.context() as patch:
+    training = ["--config", FLAGSHIP, *SMALL, *TINY, f"--data.root={folder}/shapes", "--data.image_size=64"]
+    training += ["--trainer.logger=false", "--trainer.callbacks=null"]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.chdir(folder)
-        iou_threshold_study.main(arguments)
-    return arguments, json.loads((folder / "study" / "results.json").read_text()), folder
+        iou_threshold_study.main(["--folder", str(folder / "study"), *training, "--thresholds", "0.5", "0.7"])
+    return folder / "study", training, printed.getvalue()
 
 
-def test_threshold_study(study, monkeypatch, capsys):
-    arguments, results, _ = study
+def test_threshold_study(study):
+    folder, _, printed = study
+    results = json.loads((folder / "results.json").read_text())
     assert list(results) == [
         "u=0.5", "u=0.7", "u=0.7, cascade's boxes", "u=0.5, objects added", "u=0.7, objects added",
         "u=0.5, iterative box x 1", "u=0.5, iterative box x 2", "u=0.5, iterative box x 3", "integral loss",
@@ -147,13 +151,21 @@ def test_threshold_study(study, monkeypatch, capsys):
         assert list(row) == ["AP", "AP50", "AP60", "AP70", "AP80", "AP90"]
         assert all(0 <= value <= 1 for value in row.values())  # never -1, at .9 neither
     assert results["u=0.5"] == results["u=0.5, iterative box x 1"] != results["u=0.5, objects added"]
-
-    monkeypatch.setattr(iou_threshold_study, "Training", None)  # a second time nothing is trained
-    iou_threshold_study.main(arguments)
-    lines = capsys.readouterr().out.strip().splitlines()[-len(results) - 1 :]
+    lines = printed.strip().splitlines()[-len(results) - 1 :]
     assert lines[0].split() == ["AP", "AP50", "AP60", "AP70", "AP80", "AP90"]
     for line, (name, row) in zip(lines[1:], results.items(), strict=True):
         assert line.startswith(name) and line.split()[-6:] == [f"{100 * value:.1f}" for value in row.values()]
+
+
+def test_what_was_trained_is_not_trained_again(study, monkeypatch):
+    folder, training, _ = study
+    monkeypatch.setattr(iou_threshold_study, "Training", None)
+    stage = iou_threshold_study.second_stages([0.5, 0.7])["cascade"]
+    network = iou_threshold_study.trained(folder / "cascade", [*training, *stage]).model.network
+    state = torch.load(folder / "cascade" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[f"network.{name}"])
+    assert not network.training
 
 
 def test_threshold_study_changes_the_second_stage_alone():
@@ -168,19 +180,13 @@ def test_threshold_study_changes_the_second_stage_alone():
     assert cascade.roi_head.stages[0].box_head.channels == single.roi_head.box_head.channels == 32
 
 
-def test_two_processes_find_the_same(study, tmp_path, monkeypatch):
-    arguments, _, folder = study
-    monkeypatch.chdir(folder)
-    arguments = arguments[: arguments.index("--thresholds")]
-    checkpoint = str(folder / "study" / "u=0.5" / "checkpoints" / "best.ckpt")
-    found = []
-    for devices in (1, 2):
-        run = tmp_path / str(devices)
-        status, output = finish(train(
-            "validate", *arguments, *iou_threshold_study.second_stages([0.5])["u=0.5"], "--ckpt_path", checkpoint,
-            f"--trainer.devices={devices}", "--run_dir", str(run), "--data.eval_batch_size=1",
-        ))  # fmt: skip
-        assert status == 0, output
-        found.append(json.loads((run / "results.json").read_text())["val"])
-    assert found[0] == found[1]
-    assert {"mAP", "rpn_class_loss", "box_loss"} <= set(found[0])
+def test_two_processes_find_the_same(study, tmp_path):
+    folder, training, _ = study
+    command = ["validate", *training, *iou_threshold_study.second_stages([0.5])["u=0.5"], "--data.eval_batch_size=1"]
+    command += ["--ckpt_path", str(folder / "u=0.5" / "checkpoints" / "best.ckpt")]
+    assert main([*command, "--run_dir", str(tmp_path / "1")]) == 0
+    status, output = finish(train(*command, "--trainer.devices=2", "--run_dir", str(tmp_path / "2")))
+    assert status == 0, output
+    one, two = (json.loads((tmp_path / run / "results.json").read_text())["val"] for run in ("1", "2"))
+    assert one == two
+    assert {"mAP", "rpn_class_loss", "box_loss"} <= set(one)
