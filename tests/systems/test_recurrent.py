@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from errors import UserError
 from inference import load
 from tests.helpers import ROOT, assert_equal, last_checkpoint
+from tools import convert_elmo
 from train import main
 
 COMMON = [
@@ -173,3 +175,24 @@ def test_prediction_from_the_command_line_and_from_python(name, folder, tmp_path
         layers = model.layers(["the cat sees", "a tree"])
         assert [found.shape for found in layers] == [(3, 3, 16), (3, 2, 16)]
         np.testing.assert_allclose(layers[0][-1], vectors["0"], atol=1e-6)
+
+
+def test_export_and_training_on_from_it(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    best = str(folder / "elmo" / "checkpoints" / "best.ckpt")
+    convert_elmo.main(["export", best, str(tmp_path / "out")])
+    options, weights = str(tmp_path / "out" / "options.json"), str(tmp_path / "out" / "weights.hdf5")
+    words = (tmp_path / "out" / "vocabulary.txt").read_text().split()
+    assert words[:3] == ["<unk>", "<cls>", "<eos>"] and {"cat", "stone"} < set(words)
+    capsys.readouterr()
+    convert_elmo.main(["configure", options, weights])
+    (tmp_path / "published.yaml").write_text(capsys.readouterr().out)
+    # The checkpoint's size without naming it: the overlay does.
+    sizes = ["--config", str(tmp_path / "published.yaml"), "--model.network.samples=6"]
+    config = ["--config", str(ROOT / "configs" / "elmo.yaml")]
+    run = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--model.optimizer.lr=0", "--run_dir=on"]
+    assert main([*config, *sizes, *COMMON, *run]) == 0
+    one, two = load(best), load(folder / "on" / "checkpoints" / "best.ckpt")
+    np.testing.assert_array_equal(one.embed("the cat").vectors, two.embed("the cat").vectors)
+    with pytest.raises(UserError, match="holds no ELMo"):
+        convert_elmo.export(str(folder / "lstm_lm" / "checkpoints" / "best.ckpt"), tmp_path)
