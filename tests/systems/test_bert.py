@@ -119,6 +119,20 @@ def test_killed_and_resumed_ends_bit_identical(inside):
     assert results(inside / "whole")["test"] == results(inside / "killed")["test"]
 
 
+def test_filling_in_and_vectors_from_the_command_line(inside):
+    (inside / "blanks.txt").write_text("the [MASK] sees the tree.\nthe cat likes the house.\n")
+    arguments = ["predict", *TINY, "--model.prediction.embeddings=true", "--ckpt_path=run/checkpoints/best.ckpt"]
+    assert main([*arguments, "--data.texts=blanks.txt", "--run_dir=filled"]) == 0
+    folder = inside / "filled" / "predictions"
+    rows = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+    vectors = np.load(folder / "embeddings.npz")
+    model = load("run/checkpoints/best.ckpt")
+    for i, row in enumerate(rows):
+        assert vectors[str(i)].shape == (len(row["pieces"]), 32)
+        np.testing.assert_allclose(vectors[str(i)], model.embed(row["text"]).vectors, atol=1e-5)
+    assert [row["text"] for row in rows] == (inside / "blanks.txt").read_text().splitlines()
+
+
 def test_fine_tuning_starts_from_the_encoder(folder):
     found = results(folder / "tuned")["val"]
     assert found["accuracy"] > 0.9 and found["matthews"] > 0.8
