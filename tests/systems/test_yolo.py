@@ -77,15 +77,15 @@ def test_other_versions_train(version, run, monkeypatch, tmp_path):
     assert {"mAP", "loss", "box_loss", "objectness_loss", "class_loss"} <= set(results(tmp_path / "run")["val"])
 
 
-@pytest.mark.parametrize("command", ["validate", "test"])
-def test_the_same_digits_on_two_processes(best, tmp_path, command):
+def test_the_same_digits_on_two_processes(best, tmp_path):
+    """Precision, losses and the kinds of errors."""
     options = "--ckpt_path", best, "--data.eval_batch_size=1"
-    one = evaluated(command, tmp_path / "one", *options)
+    one = evaluated("test", tmp_path / "one", *options)
     status, output = finish(
-        train(command, *yolo(3, *options, "--trainer.devices=2"), "--run_dir", str(tmp_path / "two"))
+        train("test", *yolo(3, *options, "--trainer.devices=2"), "--run_dir", str(tmp_path / "two"))
     )
     assert status == 0, output
-    assert results(tmp_path / "two")["val" if command == "validate" else "test"] == one
+    assert results(tmp_path / "two")["test"] == one and len(one) > 30
 
 
 def test_starts_from_a_darknet_file_by_url(best, run, tmp_path, monkeypatch, capsys):
