@@ -4,6 +4,7 @@ Both take an image (H, W, 3) uint8 and boxes (n, 4) float32 XYXY, and return the
 positions among the given ones.
 """
 
+import cv2
 import numpy as np
 
 from datamodules.transforms import clip_boxes
@@ -29,10 +30,10 @@ def expand(
         return image, boxes, positions
     height, width = image.shape[:2]
     ratio = rng.uniform(1, max_ratio)
-    canvas = np.full((int(height * ratio), int(width * ratio), 3), fill, np.uint8)
-    top = int(rng.integers(canvas.shape[0] - height + 1))
-    left = int(rng.integers(canvas.shape[1] - width + 1))
-    canvas[top : top + height, left : left + width] = image
+    more_rows, more_columns = int(height * ratio) - height, int(width * ratio) - width
+    top, left = int(rng.integers(more_rows + 1)), int(rng.integers(more_columns + 1))
+    borders = (top, more_rows - top, left, more_columns - left)
+    canvas = cv2.copyMakeBorder(image, *borders, cv2.BORDER_CONSTANT, value=fill)  # much faster than filling by numpy
     return canvas, boxes + np.array([left, top, left, top], np.float32), positions
 
 
