@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import inference
+from models.detection import TestTimeAugmentation
 from models.detection.darknet_weights import write_darknet
-from models.detection.tta import TestTimeAugmentation
 from tests.helpers import ROOT, SMALL, finish, train
 from train import main
 
@@ -110,7 +110,7 @@ def test_starts_from_a_darknet_file_by_url(best, run, tmp_path, monkeypatch, cap
 
 
 def test_test_time_augmentation(best, run, tmp_path):
-    view = [f"{TTA}=models.detection.tta.TestTimeAugmentation"]
+    view = [f"{TTA}=models.detection.TestTimeAugmentation"]
     plain = evaluated("test", tmp_path / "one", "--ckpt_path", best, *view, f"{TTA}.flip=false")
     assert plain == results(run)["test"], "one view changes nothing"
     several = evaluated("test", tmp_path / "many", "--ckpt_path", best, *view, f"{TTA}.scales=[1.0, 1.5]")
