@@ -48,10 +48,10 @@ class FullyConvolutional(nn.Module, ABC):
                     f"torchvision has no weights of {type(self).__name__}: set its pretrained to false, or take a "
                     "backbone that has some, such as AlexNet"
                 )
-            if getattr(self, "width", 1.0) != 1.0:
+            if getattr(self, "width", 1.0) != 1.0 or getattr(self, "batch_norm", False):
                 raise UserError(
-                    f"ImageNet's weights are those of {type(self).__name__} at width 1.0, not {self.width:g}: set its "
-                    "width to 1.0 or its pretrained to false"
+                    f"ImageNet's weights are those of {type(self).__name__} at width 1.0, not {self.width:g}, and "
+                    "without batch_norm: set these two so, or its pretrained to false"
                 )
             self.load_state_dict(self.state_from_classifier(self.classifier().state_dict()))
 
@@ -75,21 +75,37 @@ class ConvThenFc(FullyConvolutional):
         padding: see the base class, like `pretrained`.
         width: factor on all channels; 1 is the published network, less is for small machines.
         dropout: behind fc6 and fc7, element by element.
+        batch_norm: normalise behind every convolution of `features`, which the published networks do not: they start
+            from ImageNet's weights. From random weights it is what makes a short training succeed.
     """
 
     fc_size: int  # kernel of fc6: cells of the last pooling on the classifier's input
     fc_keys: tuple[str, str]  # torchvision's names of fc6 and fc7
 
     def __init__(
-        self, *, padding: int = 100, pretrained: bool = False, width: float = 1.0, dropout: float = 0.5
+        self,
+        *,
+        padding: int = 100,
+        pretrained: bool = False,
+        width: float = 1.0,
+        dropout: float = 0.5,
+        batch_norm: bool = False,
     ) -> None:
         self.width = width
         self.dropout = dropout
+        self.batch_norm = batch_norm
         super().__init__(padding=padding, pretrained=pretrained)
 
     def build(self, padding: int) -> None:
         """Create the layers; `taps` are the places in `features` behind which strides 8 and 16 are reached."""
-        self.features = nn.Sequential(*self.layers(padding))
+        layers = self.layers(padding)
+        if self.batch_norm:
+            layers = [
+                part
+                for layer in layers
+                for part in ([layer, nn.BatchNorm2d(layer.out_channels)] if isinstance(layer, nn.Conv2d) else [layer])
+            ]
+        self.features = nn.Sequential(*layers)
         last = self.scaled(self.last_channels)
         self.fc6 = nn.Conv2d(last, self.scaled(WIDE), self.fc_size)
         self.fc7 = nn.Conv2d(self.scaled(WIDE), self.scaled(WIDE), 1)

@@ -210,5 +210,16 @@ def test_an_unknown_stride_is_refused():
 def test_weights_that_do_not_exist_are_refused():
     with pytest.raises(UserError, match="no weights of CaffeNet: set its pretrained to false"):
         CaffeNet(pretrained=True)
-    with pytest.raises(UserError, match=r"those of VGG16 at width 1\.0, not 0\.125: set its width to 1\.0"):
+    with pytest.raises(UserError, match=r"those of VGG16 at width 1\.0, not 0\.125, and without batch_norm"):
         VGG16(pretrained=True, width=0.125)
+    with pytest.raises(UserError, match="without batch_norm: set these two so"):
+        AlexNet(pretrained=True, batch_norm=True)
+
+
+def test_batch_normalisation_changes_no_grid():
+    plain, normalised = (VGG16(width=1 / 32, batch_norm=value) for value in (False, True))
+    assert normalised.grids == plain.grids and normalised.channels == plain.channels
+    kinds = [type(layer) for layer in normalised.features]
+    assert kinds.count(nn.BatchNorm2d) == 13 and kinds[:3] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    shapes = [[x.shape for x in network(torch.zeros(1, 3, 64, 48))] for network in (plain, normalised)]
+    assert shapes[0] == shapes[1]
