@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.detection.boxes import pairwise_iou
 from models.detection.fusion import Suppression, WeightedBoxFusion
 from models.detection.nms import HardNMS, SoftNMS
 
@@ -79,3 +80,44 @@ def test_suppression_of_all_sources_together():
     soft = rows(Suppression(nms=SoftNMS(sigma=0.5))(*sources(TWO), 4))
     lowered = 0.4 * 2.718281828 ** (-((100 / 120) ** 2) / 0.5)
     assert soft[:3] == hard and soft[3] == [0, 0, 10, 12, pytest.approx(lowered, abs=1e-4), 1]
+
+
+def fused_one_by_one(boxes, scores, labels, threshold):
+    """Weighted box fusion of one image as the paper tells it, step by step: rows as `rows` gives them."""
+    found = [
+        (s, b, k) for s, b, k in zip(scores.flatten(), boxes.flatten(0, 1), labels.flatten(), strict=True) if s > 0
+    ]
+    clusters = []  # lists of (score, box, label)
+    for score, box, label in sorted(found, key=lambda entry: -entry[0]):
+        overlaps = [
+            pairwise_iou(box[None], mean_box(cluster)[None]).item() if cluster[0][2] == label else 0.0
+            for cluster in clusters
+        ]
+        best = max(range(len(clusters)), key=lambda i: overlaps[i], default=None)
+        if best is not None and overlaps[best] > threshold:
+            clusters[best].append((score, box, label))
+        else:
+            clusters.append([(score, box, label)])
+    result = []
+    for cluster in clusters:
+        mean = sum(score for score, _, _ in cluster) / len(cluster)
+        score = mean * min(len(cluster), len(scores)) / len(scores)
+        result.append([*mean_box(cluster).tolist(), score.item(), float(cluster[0][2])])
+    return sorted(result, key=lambda row: -row[4])
+
+
+def mean_box(cluster):
+    return sum(score * box for score, box, _ in cluster) / sum(score for score, _, _ in cluster)
+
+
+def test_weighted_boxes__as_told_step_by_step():
+    torch.manual_seed(0)
+    corners = torch.rand(3, 4, 12, 2) * 20
+    boxes = torch.cat([corners, corners + 8 + 6 * torch.rand(3, 4, 12, 2)], -1)
+    scores = torch.rand(3, 4, 12) * (torch.rand(3, 4, 12) < 0.8)
+    labels = torch.randint(2, (3, 4, 12)).where(scores > 0, -1)
+    found = WeightedBoxFusion(iou_threshold=0.4)(boxes, scores, labels, 48)
+    for image in range(3):
+        expected = fused_one_by_one(boxes[image], scores[image], labels[image], 0.4)
+        assert 5 < len(expected) < 35
+        torch.testing.assert_close(torch.tensor(rows(found, image)), torch.tensor(expected), atol=2e-4, rtol=0)
