@@ -56,6 +56,7 @@ class LanguageMetric(DatasetLoss):
         for sample in samples.values():
             for key in right:
                 right[key].append(sample[key])
+        units = self.units if self.complete else {}  # a part's likelihood by the whole text's size would mean nothing
         losses = {i: {k: v for k, v in sample.items() if k not in right} for i, sample in samples.items()}
         values = super().value(losses)
         found: list[float] = []  # log-perplexities
@@ -68,10 +69,10 @@ class LanguageMetric(DatasetLoss):
             values[name] = exponential(found[-1])
             prefix = name.removesuffix("perplexity")
             for unit in ("byte", "character"):
-                if f"{unit}s" in self.units:
-                    values[f"{prefix}bits_per_{unit}"] = nats / math.log(2) / self.units[f"{unit}s"]
-            if "words" in self.units:
-                values[f"{prefix}word_perplexity"] = exponential(nats / self.units["words"])
+                if f"{unit}s" in units:
+                    values[f"{prefix}bits_per_{unit}"] = nats / math.log(2) / units[f"{unit}s"]
+            if "words" in units:
+                values[f"{prefix}word_perplexity"] = exponential(nats / units["words"])
         if len(found) > 1:
             values["perplexity"] = exponential(math.fsum(found) / len(found))
         for key, rows in right.items():

@@ -28,6 +28,13 @@ def test_perplexity_is_not_a_mean_of_perplexities():
     assert values["word_perplexity"] == pytest.approx(math.exp(12 / 4))
 
 
+def test_a_part_of_a_text_has_no_likelihood_per_byte():
+    metric = LanguageMetric(2, {"nll": "perplexity"}, {"bytes": 20})
+    metric.complete = False  # as a sanity check or limit_val_batches sets it
+    metric.update(torch.tensor([0]), {"nll": term([2.0], [2.0])})
+    assert metric.compute() == {"loss": 1.0, "nll": 1.0, "perplexity": pytest.approx(math.e)}
+
+
 def test_weights_of_terms_do_not_change_their_perplexities():
     names = {"forward_loss": "forward_perplexity", "backward_loss": "backward_perplexity"}
     metric = LanguageMetric(1, names, {"bytes": 7})
