@@ -157,7 +157,7 @@ def test_prediction_from_the_command_line_and_from_python(name, folder, tmp_path
     status = main([
         "predict", *arguments(name, f"--run_dir={tmp_path / 'run'}", "--ckpt_path", str(best)),
         f"--data.texts={tmp_path / 'texts.txt'}", "--model.prediction.embeddings=true",
-        "--model.prediction.max_new_tokens=4", "--trainer.callbacks+=callbacks.text_writer.TextWriter",
+        "--model.prediction.max_new_tokens=4",
     ])  # fmt: skip
     assert status == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "texts.jsonl").read_text().splitlines()]
