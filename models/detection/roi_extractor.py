@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
+from models.detection.gathered_roi_align import gathered_roi_align
+
 Method = Literal["align", "pool"]
 
 
@@ -21,7 +23,8 @@ class RoIExtractor(nn.Module):
         output_size: S, cells per side of the result.
         method: `align` is RoIAlign (He et al., Mask R-CNN, section 3), `pool` is RoIPool (Girshick, Fast R-CNN,
             section 2.1).
-        sampling_ratio: points per side of a cell that RoIAlign averages; 0 is one per cell of the feature.
+        sampling_ratio: points per side of a cell that RoIAlign averages; 0 is one per cell of the feature (slower on a
+            CPU).
         aligned: place pixels' centres at half coordinates, as detectron2 does and the first RoIAlign did not.
         canonical_size: side in pixels of the boxes of the canonical level.
         canonical_level: log2 of its stride.
@@ -61,8 +64,10 @@ class RoIExtractor(nn.Module):
         rois = with_image(boxes, taken)
         if len(self.strides) == 1:
             return self.pool(features[0], rois, self.strides[0])
-        # Sort the boxes by level, pool each level's, and put them back in their order.
         levels = self.levels(rois[:, 1:])
+        if self._gathers(rois):
+            return self._gathered(features[: len(self.strides)], rois, levels, self.strides)
+        # Sort the boxes by level, pool each level's, and put them back in their order.
         order = levels.argsort(stable=True)
         counts = torch.bincount(levels, minlength=len(self.strides)).tolist()
         parts = rois[order].split(counts)
@@ -86,9 +91,27 @@ class RoIExtractor(nn.Module):
         # Coordinates are never rounded to half precision: the feature is widened instead.
         dtype = torch.promote_types(feature.dtype, rois.dtype)
         feature, rois = feature.to(dtype), rois.to(dtype)
+        if self._gathers(rois):
+            return self._gathered([feature], rois, torch.zeros(len(rois), dtype=torch.long), [stride])
         if self.method == "pool":
             return roi_pool(feature, rois, self.output_size, 1 / stride)
         return roi_align(feature, rois, self.output_size, 1 / stride, self.sampling_ratio, self.aligned)
+
+    def _gathers(self, rois: Tensor) -> bool:
+        """Whether `gathered_roi_align` can do it; on a GPU torchvision's kernel is the faster one."""
+        return self.method == "align" and self.sampling_ratio > 0 and rois.device.type == "cpu"
+
+    def _gathered(self, features: Sequence[Tensor], rois: Tensor, levels: Tensor, strides: Sequence[int]) -> Tensor:
+        dtype = torch.promote_types(features[0].dtype, rois.dtype)
+        return gathered_roi_align(
+            [x.to(dtype) for x in features],
+            rois.to(dtype),
+            levels,
+            strides,
+            output_size=self.output_size,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+        )
 
 
 class AllLevelsRoIExtractor(RoIExtractor):

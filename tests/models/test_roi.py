@@ -9,6 +9,7 @@ from torch import nn
 
 from models.detection.box_coder import BoxCoder
 from models.detection.box_heads import AdaptiveTwoFCHead, ConvFCHead, TwoFCHead
+from models.detection.gathered_roi_align import gathered_roi_align
 from models.detection.integral_roi_head import IntegralRoIHead
 from models.detection.matcher import NEGATIVE
 from models.detection.roi_extractor import AllLevelsRoIExtractor, RoIExtractor
@@ -54,6 +55,28 @@ def test_extraction_over_levels_against_torchvision(pyramid, boxes):
     found = RoIExtractor(sampling_ratio=2, aligned=False)(pyramid, boxes, ALL)
     torch.testing.assert_close(found, expected)
     assert RoIExtractor().levels(boxes).unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_gathered_roi_align_against_torchvision(pyramid, aligned):
+    torch.manual_seed(3)
+    features = [x.double().requires_grad_() for x in pyramid[:3]]
+    corner = torch.rand(60, 2).double() * 300 - 30  # some lie beside the picture, some have no area
+    image = torch.arange(60).double()[:, None] % 2
+    rois = torch.cat([image, corner, corner + (torch.rand(60, 2) * 130 - 20).clamp(min=0)], 1)
+    levels = torch.arange(60) % 3
+    options = {"output_size": 3, "sampling_ratio": 2, "aligned": aligned}
+    found = gathered_roi_align(features, rois, levels, (4, 8, 16), **options)
+    expected = torch.empty_like(found)
+    for level, stride in enumerate((4, 8, 16)):
+        part = torchvision.ops.roi_align(features[level], rois[levels == level], 3, 1 / stride, 2, aligned)
+        expected[levels == level] = part
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    for got, wanted in zip(
+        *(torch.autograd.grad((x * weights).sum(), features) for x in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("method", ["align", "pool"])
