@@ -17,7 +17,12 @@ OVERLAYS = sorted(
     for path in (ROOT / "configs" / folder).glob("*.yaml")
 )
 DATA = {path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs" / "data").glob("*.yaml"))}
-SAMPLE_DATA = {"shapes", "shapes_segmentation", "python_topics"}  # what every machine can make for itself
+SAMPLE_DATA = {
+    "shapes",
+    "shapes_segmentation",
+    "python_lines",
+    "python_topics",
+}  # what every machine can make for itself
 
 
 def config(name: str) -> str:
