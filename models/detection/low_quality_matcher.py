@@ -35,7 +35,8 @@ class LowQualityMatcher(AnchorMatcher):
         boxes = boxes.where(valid[..., None], 0)  # an empty box overlaps nothing
         overlaps, matches, ties = [], [], []
         best_overlap = boxes.new_zeros(batch, objects)
-        step = max(SLICE_ELEMENTS // (batch * objects), 1)
+        elements = SLICE_ELEMENTS if anchors.device.type == "cpu" else 4 * SLICE_ELEMENTS
+        step = max(elements // (batch * objects), 1)
         for start in range(0, len(anchors), step):
             table = pairwise_iou(boxes, anchors[start : start + step])  # (B, M, a)
             overlap, match = table.max(1)  # of each anchor

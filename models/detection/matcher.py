@@ -10,7 +10,8 @@ from models.detection.boxes import pairwise_iou
 NEGATIVE = -1
 IGNORED = -2
 
-# Anchors are taken in slices, so that a table of overlaps (images x objects x anchors) has no more numbers than this.
+# Anchors are taken in slices, so that a table of overlaps (images x objects x anchors) has no more numbers than this
+# (four times as many on a GPU).
 SLICE_ELEMENTS = 2**22
 
 
@@ -62,7 +63,8 @@ class Matcher(AnchorMatcher):
         overlaps, matches = [], []
         best_overlap = boxes.new_zeros(batch, objects)
         best_anchor = torch.full((batch, objects), len(anchors), device=anchors.device)
-        step = max(SLICE_ELEMENTS // (batch * objects), 1)
+        elements = SLICE_ELEMENTS if anchors.device.type == "cpu" else 4 * SLICE_ELEMENTS
+        step = max(elements // (batch * objects), 1)
         for start in range(0, len(anchors), step):
             table = pairwise_iou(boxes, anchors[start : start + step])  # (B, M, a)
             overlap, match = table.max(1)  # of each anchor

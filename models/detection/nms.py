@@ -14,10 +14,10 @@ class HardNMS:
 
     Args:
         iou_threshold: an overlap above it suppresses.
-        block: candidates decided together.
+        block: candidates decided together; None is 256 on a CPU, and 1024 elsewhere, where every block is waited for.
     """
 
-    def __init__(self, *, iou_threshold: float = 0.5, block: int = 256) -> None:
+    def __init__(self, *, iou_threshold: float = 0.5, block: int | None = None) -> None:
         self.iou_threshold = iou_threshold
         self.block = block
 
@@ -37,8 +37,9 @@ class HardNMS:
         batch, count = scores.shape
         kept = torch.full((batch, limit), -1, device=boxes.device)
         alive = scores > 0
-        for start in range(0, count, self.block):
-            part = slice(start, start + self.block)
+        block = self.block or (256 if boxes.device.type == "cpu" else 1024)
+        for start in range(0, count, block):
+            part = slice(start, start + block)
             if not alive[:, start:].any():
                 break
             if start:
@@ -46,7 +47,7 @@ class HardNMS:
                 alive[:, part] &= ~(overlaps & (kept >= 0)[..., None]).any(1)
             within = self._conflicts(boxes[:, part], labels[:, part], boxes[:, part], labels[:, part]).triu_(1)
             alive[:, part] = _resolve(within, alive[:, part])
-            kept = _first(alive[:, : start + self.block], limit)
+            kept = _first(alive[:, : start + block], limit)
             if (kept[:, -1] >= 0).all():
                 break
         return kept, _pick(scores, kept).where(kept >= 0, 0)
