@@ -7,9 +7,11 @@ import signal
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from errors import UserError
 from inference import load
+from models.language import GPT
 from tests.helpers import ROOT, assert_equal, finish, last_checkpoint, train
 from train import main
 
@@ -141,6 +143,27 @@ def test_weights_start_another_training(inside, capsys):
     assert results(inside / "again")["val"] == results(inside / "run")["val"]
     assert main([*TINY, *start, "--run_dir=other", "--data.min_count=2", "--data.vocabulary=10"]) == 2
     assert "another tokeniser: take theirs by --data.tokenizer" in capsys.readouterr().err
+
+
+def test_gpt2_trains_out_of_the_box_and_at_its_published_size(inside, capsys):
+    gpt2 = str(ROOT / "configs" / "gpt2.yaml")
+    small = ["--trainer.fast_dev_run=1", "--data.batch_size=2", "--data.eval_batch_size=2", "--trainer.accelerator=cpu"]
+    assert main(["--config", gpt2, *small]) == 0
+    capsys.readouterr()
+    recipe = str(ROOT / "configs" / "recipes" / "gpt2_124m.yaml")
+    with pytest.raises(SystemExit):
+        main(["--config", gpt2, "--config", recipe, "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["network"]["init_args"]
+    with torch.device("meta"):
+        network = GPT(vocab_size=50257, **config)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 124_439_808
+    assert network.context_length == 1024
+
+
+def test_a_corpus_without_validation(inside):
+    (inside / "alone.yaml").write_text("data: {init_args: {corpus: {init_args: {val: null, test: null}}}}")
+    assert main([*TINY, *FIT, "--config=alone.yaml", "--run_dir=alone"]) == 0
+    assert last_checkpoint(inside / "alone").name == "last-00000060.ckpt"
 
 
 def test_mistakes_are_sentences(inside, capsys):
