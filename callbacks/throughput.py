@@ -85,7 +85,8 @@ class Throughput(Callback):
         self._tokens = self._tokens + count_tokens(batch)
         flops = pl_module.network.flops(batch) if self.peak and self._flops is not None else None
         self._flops = None if flops is None else self._flops + flops
-        if step == self._logged_step or step % trainer.log_every_n_steps:
+        every = trainer.log_every_n_steps  # 0 logs nothing
+        if not every or step == self._logged_step or step % every:
             return
         self._logged_step = step
         seconds = self._now(pl_module) - self._since

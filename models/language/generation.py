@@ -55,16 +55,17 @@ def generate(
     tokens = pad_sequence(list(prompts), batch_first=True)
     tokens = torch.cat([tokens, tokens.new_zeros(len(tokens), max_new_tokens)], 1)
     ends = starts + max_new_tokens
-    position = int(starts.min())
+    position, last = int(starts.min()), int(ends.max())
     with evaluating(network):
         reader = _Reader(network, use_cache)
-        while position < ends.max():
+        while position < last:
             drawn = _draw(reader.next_logits(tokens[:, :position]), temperature, top_k, top_p, generator)
             tokens[:, position] = torch.where(position < starts, tokens[:, position], drawn)
             position += 1
             if stop_token is not None:
                 stopped = (tokens[:, position - 1] == stop_token) & (position > starts)
                 ends = torch.where(stopped & (position < ends), position, ends)
+                last = int(ends.max())  # which makes a GPU wait: only where it can change
     return [row[:end] for row, end in zip(tokens, ends.tolist(), strict=True)]
 
 
