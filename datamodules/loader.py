@@ -67,10 +67,14 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return self.full
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = epoch_permutation(self.seed, self.epoch, self.length).tolist() if self.shuffle else range(self.length)
-        mine = self._share(order)
-        keys = [(self.epoch, index) for index in mine[self.start * self.batch_size : self.stop * self.batch_size]]
-        return iter([keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)])
+        # One array, and no list of keys: a corpus may have many millions of samples.
+        order = epoch_permutation(self.seed, self.epoch, self.length) if self.shuffle else range(self.length)
+        mine = self._share(order)[self.start * self.batch_size : self.stop * self.batch_size]
+        epoch = self.epoch  # of this iteration, even if the next one begins while workers read on
+        return (
+            [(epoch, int(index)) for index in mine[i : i + self.batch_size]]
+            for i in range(0, len(mine), self.batch_size)
+        )
 
     def advance(self) -> None:
         """One more batch of this epoch was taken."""

@@ -3,6 +3,7 @@
 Where the tokens of a row lie is planned once and kept on disk; a plan is a function of the text and the seed.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -181,26 +182,23 @@ def plan_pairs(
     Yields:
         Begin and end of A, begin and end of B among the tokens, and the label. Pairs may be longer than a row.
     """
-    starts, firsts = sentences.tolist(), documents.tolist()
-    count = len(firsts) - 1
+    count = len(documents) - 1
     for document in range(count):
         target = context - 3
         if rng.random() < short_share:
             target = int(rng.integers(2, context - 2))
-        stop = firsts[document + 1]
-        chunk = i = firsts[document]  # the sentences chunk..i are collected
-        while i < stop:
-            if i == stop - 1 or starts[i + 1] - starts[chunk] >= target:
+        starts = _starts(sentences, documents, document)
+        last = len(starts) - 2
+        chunk = i = 0  # the sentences chunk..i are collected
+        while i <= last:
+            if i == last or starts[i + 1] - starts[chunk] >= target:
                 cut = i + 1 if i == chunk else chunk + int(rng.integers(1, i - chunk + 1))
                 if i == chunk or rng.random() < 0.5:
-                    other = _another(document, count, rng)
-                    begin = int(rng.integers(firsts[other], firsts[other + 1]))
-                    end = begin + 1
-                    while end < firsts[other + 1] and (
-                        starts[end] - starts[begin] < target - (starts[cut] - starts[chunk])
-                    ):
-                        end += 1
-                    yield starts[chunk], starts[cut], starts[begin], starts[end], RANDOM
+                    other = _starts(sentences, documents, _another(document, count, rng))
+                    begin = int(rng.integers(0, len(other) - 1))
+                    wanted = max(target - (starts[cut] - starts[chunk]), 1)
+                    end = min(bisect_left(other, other[begin] + wanted), len(other) - 1)
+                    yield starts[chunk], starts[cut], other[begin], other[end], RANDOM
                     i = cut - 1
                 else:
                     yield starts[chunk], starts[cut], starts[cut], starts[i + 1], NEXT
@@ -222,22 +220,23 @@ def plan_packed(
     Yields:
         Begin and end of a row among the tokens.
     """
-    starts = sentences.tolist()
     room = context - 2
-    boundaries = set(documents.tolist())
-    begin, used = 0, 0  # where the row begins, and the tokens and separators in it
-    for i in range(len(starts) - 1):
-        length = starts[i + 1] - starts[i]
-        boundary = used > 0 and i in boundaries
-        if used and (used + boundary + length > room or (boundary and not across)):
-            yield begin, starts[i]
-            begin, used, boundary = starts[i], 0, False
-        while length > room:
-            yield begin, begin + room
-            begin, length = begin + room, length - room
-        used += boundary + length
+    begin = used = position = 0  # where the row begins, the tokens and separators in it, and how far we are
+    for document in range(len(documents) - 1):
+        boundary = True
+        for position, end in pairwise(_starts(sentences, documents, document)):
+            separator = boundary and used > 0
+            length = end - position
+            if used and (used + separator + length > room or (separator and not across)):
+                yield begin, position
+                begin, used, separator = position, 0, False
+            while length > room:
+                yield begin, begin + room
+                begin, length = begin + room, length - room
+            used += separator + length
+            boundary, position = False, end
     if used:
-        yield begin, starts[-1]
+        yield begin, position
 
 
 def write_plan(path: Path, rows: Iterable[tuple[int, ...]]) -> None:
@@ -250,6 +249,11 @@ def write_plan(path: Path, rows: Iterable[tuple[int, ...]]) -> None:
                 plan.add(held)
                 held = []
         plan.add(held)
+
+
+def _starts(sentences: np.ndarray, documents: np.ndarray, document: int) -> list[int]:
+    """Where the sentences of a document begin, and the end of the last; only these are read."""
+    return sentences[int(documents[document]) : int(documents[document + 1]) + 1].tolist()
 
 
 def _another(document: int, count: int, rng: np.random.Generator) -> int:

@@ -44,9 +44,9 @@ def test_random_pair_puts_back_what_it_did_not_use():
     # B is of the other document, from its second sentence to where the row is full. The sentences behind A are then
     # collected again, and the last pair of one sentence alone is random without a draw.
     sentences, documents = edges(4, 4, 3, 5, 5, 5), edges(3, 3)
-    first = [0.5, 1, 0.3, 0, 1, 4]  # not short; A: 1 sentence; random; document 0 is the present one, hence again
-    second = [1, 0.3, 1, 3]  # A: sentence 1; random; B from the first sentence of document 1
-    third = [1, 5]  # sentence 2 is alone
+    first = [0.5, 1, 0.3, 0, 1, 1]  # not short; A: 1 sentence; random; document 0 is the present one, hence again
+    second = [1, 0.3, 1, 0]  # A: sentence 1; random; B from the first sentence of document 1
+    third = [1, 2]  # sentence 2 is alone
     of_the_other = [0.5, 1, 0.9, 0, 0]  # sentences 3 and 4, next; sentence 5 alone, random
     rng = Scripted(*first, *second, *third, *of_the_other)
     assert plan(sentences, documents, rng) == [
