@@ -1,5 +1,6 @@
 """How fast a language model learns: tokens per second, and the share of the device's peak that is used."""
 
+import re
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 # NVIDIA's data sheets; where a sheet counts with sparsity, half of it. The first name that the device's holds counts.
 PEAKS: dict[str, tuple[float, float, float]] = {
     "B200": (2250.0, 1125.0, 75.0),  # Blackwell architecture brief
+    "GB200": (2250.0, 1125.0, 75.0),
     "H200": (989.5, 494.7, 67.0),  # H200 data sheet
     "GH200": (989.5, 494.7, 67.0),
     "H100 PCIe": (756.0, 378.0, 51.0),  # H100 data sheet, PCIe
@@ -31,15 +33,15 @@ PEAKS: dict[str, tuple[float, float, float]] = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense matrix products that a device can do in a second, in FLOP; None where the device is not known.
+    """Dense matrix products that a device can do in a second, in FLOP; None where the device is not known, or is a part of one (MIG).
 
     Args:
         device_name: as `torch.cuda.get_device_name` gives it.
         precision: the Trainer's, such as `bf16-mixed` or `32-true`. Half precisions, pure or mixed, count as tensor
             cores' 16-bit rate; float32 as TF32 if `torch.set_float32_matmul_precision` allows it.
     """
-    row = next((peaks for name, peaks in PEAKS.items() if name in device_name), None)
-    if row is None or precision.startswith("64"):
+    row = next((peaks for name, peaks in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
+    if row is None or "MIG" in device_name or precision.startswith("64"):
         return None
     if "16" in precision:
         return row[0] * 1e12

@@ -23,6 +23,8 @@ SMALL = {"vocab_size": 50, "layers": 2, "heads": 2, "hidden_size": 16, "context_
         ("NVIDIA A10G", "bf16-mixed", 70e12),
         ("NVIDIA L40S", "bf16-mixed", 362e12),
         ("NVIDIA H200", "64-true", None),
+        ("NVIDIA RTX A1000", "bf16-mixed", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16-mixed", None),
         ("Some Other GPU", "bf16-mixed", None),
     ],
 )
