@@ -33,7 +33,7 @@ PEAKS: dict[str, tuple[float, float, float]] = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense matrix products that a device can do in a second, in FLOP; None where the device is not known, or is a part of one (MIG).
+    """Dense matrix products that a device can do in a second, in FLOP; None where it is not known, or a part (MIG).
 
     Args:
         device_name: as `torch.cuda.get_device_name` gives it.
