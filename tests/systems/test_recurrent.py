@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 
 import numpy as np
@@ -45,16 +46,23 @@ def results(run):
     return json.loads((run / "results.json").read_text())
 
 
-def start(*words, **environment):
-    """`main` in a process of its own, which saves the seconds of all imports."""
+def start(*words, world=1):
+    """`main` on some processes, as torchrun would start them; forked, which saves the seconds of all imports."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0"}
+    shared |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    words = [*words, f"--trainer.devices={world}", "--trainer.strategy=ddp"]
 
-    def run():
-        os.environ.update(environment)
-        sys.exit(main(list(words)))
+    def run(rank):
+        os.environ.update({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        sys.exit(main(words))
 
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
+    processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    return processes
 
 
 def finish(*processes):
@@ -104,33 +112,30 @@ def test_training_brings_the_perplexities_down(name, folder):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_perplexity_is_the_same_on_any_number_of_processes(name, folder, tmp_path, free_address, world):
-    """As torchrun would start them."""
+def test_perplexity_is_the_same_on_any_number_of_processes(name, folder, tmp_path, world):
     best = str(folder / name / "checkpoints" / "best.ckpt")
     words = arguments(name, f"--run_dir={tmp_path}", "--ckpt_path", best, "--data.eval_batch_size=2")
-    host, port = free_address.split(":")
-    shared = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    shared |= {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0"}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-    words = ["validate", *words, f"--trainer.devices={world}", "--trainer.strategy=ddp"]
-    assert finish(*[start(*words, **shared, **rank) for rank in ranks]) == [0] * world
+    assert finish(*start("validate", *words, world=world)) == [0] * world
     before, now = results(folder / name)["val"], results(tmp_path)["val"]
     assert before.keys() == now.keys()
     assert now == pytest.approx(before, rel=1e-6)
 
 
 def test_killed_and_resumed_training_is_bit_identical(name, folder, tmp_path):
-    """Of the weights, the optimiser, the random streams and the recurrent states."""
-    training = arguments(name, "--trainer.max_epochs=1", "--last_checkpoint.every_n_train_steps=5")
-    kill = ["--trainer.callbacks+=tests.helpers.SignalAt", "--trainer.callbacks.batch=8"]
+    """Of the weights, the optimiser, the random streams and the recurrent states, of one process and of two."""
+    world = {"lstm_lm": 2, "elmo": 1}[name]
+    training = arguments(name, "--trainer.max_epochs=1", "--last_checkpoint.every_n_train_steps=3")
+    kill = ["--trainer.callbacks+=tests.helpers.SignalAt", "--trainer.callbacks.batch=5"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    first = [start(*training, f"--run_dir={whole}"), start(*training, f"--run_dir={killed}", *kill)]
-    assert finish(*first) == [0, -signal.SIGKILL]
-    assert last_checkpoint(killed).name == "last-00000005.ckpt"
-    assert finish(start(*training, f"--run_dir={killed}", "--ckpt_path=last")) == [0]
+    first = start(*training, f"--run_dir={whole}", world=world)
+    first += start(*training, f"--run_dir={killed}", *kill, world=world)
+    assert finish(*first) == [0] * world + [-signal.SIGKILL] * world
+    assert last_checkpoint(killed).name == "last-00000003.ckpt"
+    assert finish(*start(*training, f"--run_dir={killed}", "--ckpt_path=last", world=world)) == [0] * world
     a, b = (torch.load(last_checkpoint(run), weights_only=True) for run in (whole, killed))
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "random_states", "recurrent_states"):
         assert_equal(a[key], b[key], key)
+    assert len(a["recurrent_states"]) == world
     assert results(whole)["val"] == results(killed)["val"]
 
 
