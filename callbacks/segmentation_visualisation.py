@@ -21,8 +21,8 @@ class SegmentationVisualisation(Visualisation):
     """
 
     def choose(self, data: Any, mine: np.ndarray) -> np.ndarray:
-        """In the dataset's order."""
-        return mine
+        """Evenly spread over the dataset: neighbours in it may be frames of one video."""
+        return mine[np.linspace(0, len(mine) - 1, min(self.num_images, len(mine))).round().astype(int)]
 
     def picture(self, data: Any, index: int) -> np.ndarray:
         """See the base class."""

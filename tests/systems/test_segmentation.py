@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import inference
+from callbacks.segmentation_visualisation import SegmentationVisualisation
 from datamodules.segmentation.masks import voc_palette
 from tests.helpers import ROOT, SMALL, finish, last_checkpoint, train
 from train import main
@@ -226,3 +227,9 @@ def test_mistakes_get_one_line_and_status_2(arguments, message, capsys):
     assert main([*fcn("fcn32s_vgg16"), *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+def test_pictures_to_show_are_spread_over_the_split():
+    chosen = SegmentationVisualisation(num_images=4).choose(None, np.arange(1, 101, 3))
+    assert chosen.tolist() == [1, 34, 67, 100]
+    assert SegmentationVisualisation(num_images=8).choose(None, np.arange(3)).tolist() == [0, 1, 2]
