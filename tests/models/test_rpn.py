@@ -174,7 +174,7 @@ def test_losses_by_hand():
         "labels": torch.tensor([[2, 0, -1]]),
         "iscrowd": torch.tensor([[False, True, False]]),
     }
-    terms = rpn.loss_terms(outputs, targets)
+    terms = rpn.loss_terms(outputs, targets, torch.tensor([[32, 32]]))
     # Anchor 0 overlaps the object by .6 and is its best; anchor 1 by 1/7; the crowd is left out.
     wanted = torch.tensor([1.0, 0, 0, 0])
     bce = torch.nn.functional.binary_cross_entropy_with_logits(logits[0], wanted)
@@ -183,3 +183,17 @@ def test_losses_by_hand():
     sum(term.value() for term in terms.values()).backward()
     torch.testing.assert_close(codes.grad[0, 0], torch.tensor([-0.25 / 4, 0, 0, 0]))
     assert codes.grad[0, 1:].abs().sum() == 0
+
+
+def test_anchors_beyond_the_border_teach_nothing():
+    anchors = torch.tensor([[-1.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 32, 32], [20, 20, 33, 30]])
+    targets = {
+        "boxes": torch.tensor([[[-1.0, 0, 10, 10]], [[20, 20, 33, 30]]]),
+        "labels": torch.tensor([[0], [0]]),
+        "iscrowd": torch.zeros(2, 1, dtype=torch.bool),
+    }
+    size = torch.tensor([[32, 32], [33, 34]])
+    inside = RPN(4, inside=True).match(anchors, targets, size)
+    # The first anchor is no candidate, so that the object takes the second; the last one lies within the second image.
+    assert inside.tolist() == [[IGNORED, 0, NEGATIVE, IGNORED], [IGNORED, NEGATIVE, 0, 0]]
+    assert RPN(4).match(anchors, targets, size)[0].tolist() == [0, 0, NEGATIVE, NEGATIVE]

@@ -17,6 +17,7 @@ from models.detection.faster_rcnn import FasterRCNN
 from models.detection.proposals import ProposalSelector
 from models.detection.roi_postprocess import RoIPostprocessor
 from models.detection.sampler import GOLDEN, RandomSampler
+from models.detection.weights import load_weights
 from models.detection.weights_torchvision_faster_rcnn import from_torchvision_faster_rcnn
 
 SIZE = 96
@@ -176,9 +177,7 @@ def test_losses_and_gradients(pair):
     state = copy.deepcopy(pair.theirs.state_dict())
     theirs, ours = pair.their_losses(), pair.our_losses()
     for name, value in ours.items():
-        torch.testing.assert_close(
-            value.double(), theirs[name].double(), rtol=1e-6, atol=0, msg=lambda m: f"{name}: {m}"
-        )  # noqa: B023
+        torch.testing.assert_close(value.double(), theirs[name].double(), rtol=1e-6, atol=0)
         assert value > 0.001
     sum(ours.values()).backward()
     sum(theirs.values()).backward()
@@ -216,6 +215,24 @@ def test_detections(pair):
         torch.testing.assert_close(found["scores"][i, :count], wanted["scores"], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(found["boxes"][i, :count], wanted["boxes"], rtol=1e-9, atol=1e-9)
         assert torch.equal(found["labels"][i, :count], wanted["labels"] - 1)
+
+
+def test_weights_are_loaded_for_other_classes(pair, tmp_path, caplog):
+    state = {name: value.float() for name, value in pair.theirs.state_dict().items()}
+    torch.save(state, tmp_path / "theirs.pth")
+    form = pair.ours.form
+    network = FasterRCNN(num_classes=CLASSES, form=form)
+    load_weights(network, tmp_path / "theirs.pth")
+    for name, value in pair.ours.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], value.to(network.state_dict()[name].dtype))
+    other = FasterRCNN(num_classes=2, form=form)
+    load_weights(other, tmp_path / "theirs.pth", class_names=["cat", "dog"])
+    theirs, ours = network.state_dict(), other.state_dict()
+    assert "7 classes" in caplog.text
+    layer = "roi_head.box_head.fc1.weight" if form == "torchvision_v1" else "roi_head.box_head.fc.weight"
+    assert torch.equal(ours[layer], theirs[layer])
+    assert torch.equal(ours["roi_head.predictor.background.bias"], theirs["roi_head.predictor.background.bias"])
+    assert ours["roi_head.predictor.box_codes.weight"].shape == (8, 1024)
 
 
 def test_numbers_of_parameters():
