@@ -23,6 +23,7 @@ class DilatedResNet(nn.Module):
 
     def __init__(self, *, name: str = "resnet50", pretrained: bool = False) -> None:
         super().__init__()
+        self.name = name
         try:
             body = torchvision.models.get_model(
                 name, weights="DEFAULT" if pretrained else None, replace_stride_with_dilation=[False, True, True]
@@ -53,6 +54,7 @@ class DilatedMobileNetV3(nn.Module):
         strides: 8 and 16.
     """
 
+    name = "mobilenet_v3_large"
     channels = [40, 960]
     strides = [8, 16]
     LOW = 4  # the block whose features have stride 8

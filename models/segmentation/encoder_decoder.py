@@ -8,6 +8,17 @@ from torch import Tensor, nn
 from models.segmentation.losses import PixelLoss
 from models.segmentation.segmenter import Segmenter
 
+# torchvision's networks for 21 classes, by backbone and decoder: parameters, the auxiliary head counted where there is
+# one, and the results of its weights on COCO's pictures of VOC's classes.
+TORCHVISION = {
+    ("resnet50", "FCNHead"): {"parameters": 35_322_218, "COCO-VOC mIoU": 60.5},
+    ("resnet101", "FCNHead"): {"parameters": 54_314_346, "COCO-VOC mIoU": 63.7},
+    ("resnet50", "DeepLabHead"): {"parameters": 42_004_074, "COCO-VOC mIoU": 66.4},
+    ("resnet101", "DeepLabHead"): {"parameters": 60_996_202, "COCO-VOC mIoU": 67.4},
+    ("mobilenet_v3_large", "DeepLabHead"): {"parameters": 11_029_328, "COCO-VOC mIoU": 60.3},
+    ("mobilenet_v3_large", "LRASPPHead"): {"parameters": 3_221_538, "COCO-VOC mIoU": 57.9},
+}
+
 
 class EncoderDecoder(Segmenter):
     """Backbone, decoder, bilinear upsampling to the input's size.
@@ -60,6 +71,14 @@ class EncoderDecoder(Segmenter):
         if self.auxiliary is not None and self.training:
             outputs["aux"] = self.auxiliary(features)
         return {name: F.interpolate(x, size, mode="bilinear", align_corners=False) for name, x in outputs.items()}
+
+    @property
+    def published(self) -> dict[str, int | float]:
+        """What torchvision reports of this network; nothing of any other."""
+        decoder = type(self.decoder).__name__
+        row = TORCHVISION.get((getattr(self.backbone, "name", ""), decoder), {})
+        has_auxiliary = self.auxiliary is not None
+        return dict(row) if self.num_classes == 21 and has_auxiliary == (decoder != "LRASPPHead") else {}
 
     def class_parameters(self) -> list[str]:
         """Names of the parameters with a row per class."""

@@ -8,12 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError
-from models.segmentation.fcn_backbones import FullyConvolutional
+from models.segmentation.fcn_backbones import VGG16, FullyConvolutional
 from models.segmentation.geometry import Grid, crop_offset
 from models.segmentation.losses import PixelLoss
 from models.segmentation.segmenter import Segmenter
 
 AT_ONCE_SCALES = (1.0, 1e-2, 1e-4)  # of fc7, pool4 and pool3 before they are scored (reference release)
+
+# Of VGG16 for 21 classes, by stride and whether at once: parameters, the bilinear kernels counted as Caffe does, and
+# the mean IoU on VOC 2011's seg11valid that the authors report.
+PUBLISHED = {
+    (32, False): {"parameters": 136_152_917, "seg11valid mIoU": 59.4},
+    (16, False): {"parameters": 134_815_994, "seg11valid mIoU": 62.4},
+    (8, False): {"parameters": 134_489_759, "seg11valid mIoU": 62.7},
+    (8, True): {"parameters": 134_489_759, "seg11valid mIoU": 65.4},
+}
 
 
 class BilinearUpsampling(nn.ConvTranspose2d):
@@ -81,6 +90,7 @@ class FCN(Segmenter):
         if stride not in (32, 16, 8):
             raise UserError(f"FCN has no stride {stride}: choose 32, 16 or 8")
         self.backbone = backbone
+        self.stride = stride
         self.at_once = at_once
         strides = [s for s in (32, 16, 8) if s >= stride]
         self.scores = nn.ModuleDict(
@@ -143,6 +153,13 @@ class FCN(Segmenter):
     def offsets(self) -> list[int]:
         """Cells cropped of each skip and of the final scores, as in Caffe's Crop layers; 5, 9, 31 for VGG16 at 8s."""
         return [mine + its for mine, its in self.crops]
+
+    @property
+    def published(self) -> dict[str, int | float]:
+        """What the authors report of this network; nothing of a changed one."""
+        backbone = self.backbone
+        as_published = isinstance(backbone, VGG16) and backbone.width == 1 and not backbone.batch_norm
+        return dict(PUBLISHED.get((self.stride, self.at_once), {})) if as_published and self.num_classes == 21 else {}
 
     def class_parameters(self) -> list[str]:
         """Names of the parameters with a row per class."""
