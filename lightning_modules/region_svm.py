@@ -36,6 +36,8 @@ class RegionSVMModule(DetectionModule):
         svm_bias_multiplier: the constant feature of the SVMs.
         svm_negative_iou: regions that overlap all objects of a class less are its negatives; positives are the objects
             themselves, and what is in between takes no part.
+        svm_retrain_after: hard negatives of a class between two trainings of its SVM. An SVM passes over what it does not
+            find hard: with few pictures it must be trained more often to be good in time.
         feature_norm: that features are scaled to, on the average.
         norm_pictures: from which the average is taken.
         ridge_iou: regions that overlap an object as much are regressed to it.
@@ -50,6 +52,7 @@ class RegionSVMModule(DetectionModule):
         svm_positive_weight: float = 2.0,
         svm_bias_multiplier: float = 10.0,
         svm_negative_iou: float = 0.3,
+        svm_retrain_after: int = 2000,
         feature_norm: float = 20.0,
         norm_pictures: int = 200,
         ridge_iou: float = 0.6,
@@ -61,6 +64,7 @@ class RegionSVMModule(DetectionModule):
             "c": svm_c,
             "positive_weight": svm_positive_weight,
             "bias_multiplier": svm_bias_multiplier,
+            "retrain_after": svm_retrain_after,
         }
         self.svm_negative_iou = svm_negative_iou
         self.feature_norm = feature_norm
