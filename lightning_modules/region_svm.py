@@ -36,8 +36,8 @@ class RegionSVMModule(DetectionModule):
         svm_bias_multiplier: the constant feature of the SVMs.
         svm_negative_iou: regions that overlap all objects of a class less are its negatives; positives are the objects
             themselves, and what is in between takes no part.
-        svm_retrain_after: hard negatives of a class between two trainings of its SVM. An SVM passes over what it does not
-            find hard: with few pictures it must be trained more often to be good in time.
+        svm_retrain_after: hard negatives of a class between two trainings of its SVM. An SVM passes over what it does
+            not find hard: with few pictures it must be trained more often to be good in time.
         feature_norm: that features are scaled to, on the average.
         norm_pictures: from which the average is taken.
         ridge_iou: regions that overlap an object as much are regressed to it.
