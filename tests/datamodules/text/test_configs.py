@@ -9,7 +9,7 @@ from datamodules.text import CausalTextData, TextFiles
 FOLDER = Path(__file__).parents[3] / "configs" / "data"
 NAMES = [
     "python_topics_words", "python_topics_bpe", "python_topics_elmo", "python_topics_bert",
-    "python_topics_classification", "tinyshakespeare_char", "wikitext2",
+    "python_topics_classification", "nsmc", "tinyshakespeare_char", "wikitext2",
 ]  # fmt: skip
 
 
