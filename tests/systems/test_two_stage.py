@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from torchvision.ops import box_iou
 
 from models.detection import CascadeRCNN, Detector, FasterRCNN
 from models.detection.cascade import CascadeRoIHead
@@ -103,6 +104,36 @@ def test_backbones_by_name(arguments, channels):
     swapped = network("faster_rcnn_r50_fpn", *arguments)
     assert (swapped.backbone.channels, swapped.backbone.strides) == (channels, [4, 8, 16, 32])
     train_one_step(swapped)
+
+
+def test_it_learns():
+    torch.manual_seed(0)
+    detector = network("faster_rcnn_r50_fpn", f"{NECK}.channels=16", "--model.network.roi_head.box_head.width=64")
+    images = torch.randint(0, 60, (2, 3, 64, 64), dtype=torch.uint8)
+    images[0, 0, 10:40, 8:36] = 255  # a red box and a blue one
+    images[1, 2, 20:52, 30:60] = 255
+    targets = {
+        "boxes": torch.tensor([[[8.0, 10, 36, 40]], [[30, 20, 60, 52]]]),
+        "labels": torch.tensor([[1], [3]]),
+        "iscrowd": torch.zeros(2, 1, dtype=torch.bool),
+        "area": torch.full((2, 1), 900.0),
+    }
+    size = torch.full((2, 2), 64)
+    pixels = detector.preprocess(images, size)
+    optimizer = torch.optim.AdamW(detector.parameters(), 1e-3)
+    losses = []
+    for _ in range(40):
+        terms = detector.loss_terms(detector(pixels), targets, size)
+        loss = sum(term.value() for term in terms.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+    with torch.no_grad():
+        found = detector.detect(detector(pixels), size)  # batch statistics, as it was trained
+    assert found["labels"][:, 0].tolist() == [1, 3]
+    assert (box_iou(found["boxes"][:, 0], targets["boxes"][:, 0]).diagonal() > 0.6).all()
 
 
 def parameters(kind, **options):
