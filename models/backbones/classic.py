@@ -6,6 +6,8 @@ behind it, pool5, is where detectors differ: R-CNN keeps it, SPPNet and Fast R-C
 
 from typing import ClassVar, NamedTuple
 
+import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -38,6 +40,30 @@ class Normalise(NamedTuple):
 
 
 Layer = Conv | Pool | Normalise
+
+
+class LocalNormalisation(nn.Module):
+    """Local response normalisation across channels, x / (1 + alpha mean(x^2))^.75, the mean over neighbouring channels.
+
+    The values of `torch.nn.LocalResponseNorm` with its other defaults, in less than half the time on a CPU: the sum
+    over neighbours is a 1 x 1 convolution, and two square roots stand for the power.
+
+    Args:
+        size: channels that the mean is over, an odd number; beyond the first and the last are zeros.
+        alpha: weight of the mean.
+    """
+
+    def __init__(self, size: int, alpha: float) -> None:
+        super().__init__()
+        self.size = size
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        channel = torch.arange(x.shape[1], device=x.device)
+        near = ((channel[:, None] - channel).abs() <= self.size // 2).to(x.dtype)
+        root = (1 + F.conv2d(x * x, self.alpha / self.size * near[:, :, None, None])).sqrt()
+        return x / (root * root.sqrt())
 
 
 class ClassicBackbone(nn.Module):
@@ -73,7 +99,7 @@ class ClassicBackbone(nn.Module):
         channels, stride, offset = 3, 1, 0.0
         for layer in self.LAYERS:
             if isinstance(layer, Normalise):
-                layers.append(nn.LocalResponseNorm(layer.size, alpha=layer.alpha, beta=0.75))
+                layers.append(LocalNormalisation(layer.size, layer.alpha))
                 continue
             if isinstance(layer, Conv):
                 out = scaled(layer.channels, width)

@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 
 from errors import UserError
-from models.backbones.classic import VGG16, ZF5, AlexNet, CaffeNet, scaled
+from models.backbones.classic import VGG16, ZF5, AlexNet, CaffeNet, LocalNormalisation, scaled
 from models.detection.box_heads import VGGHead
 from models.detection.classic_heads import AlexNetHead, LowRankLinear
 
@@ -57,7 +57,7 @@ def test_offset_and_stride_say_where_a_cell_lies(kind):
     for layer in network.features:
         if isinstance(layer, nn.MaxPool2d):  # the maximum has one winner, the mean has none
             x = nn.functional.avg_pool2d(x, layer.kernel_size, layer.stride, layer.padding)
-        elif not isinstance(layer, nn.LocalResponseNorm):
+        elif not isinstance(layer, LocalNormalisation):
             x = layer(x.clone())
     x[0, 0, 12, 13].backward()
     seen = images.grad[0, 0].double()
@@ -65,6 +65,15 @@ def test_offset_and_stride_say_where_a_cell_lies(kind):
     centre = network.offset + torch.tensor([13.0, 12.0]) * network.strides[0]
     assert (seen.sum(0) @ columns / seen.sum()).item() == pytest.approx(centre[0].item(), abs=1e-3)
     assert (seen.sum(1) @ columns / seen.sum()).item() == pytest.approx(centre[1].item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(("size", "alpha"), [(3, 5e-5), (5, 1.0)])
+def test_local_normalisation_is_torchs(size, alpha):
+    x = 3 * torch.randn(2, 7, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x.requires_grad_()
+    found, want = LocalNormalisation(size, alpha)(x), nn.LocalResponseNorm(size, alpha)(x)
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (found, want)))
 
 
 def test_convolutions_are_frozen_from_the_first():
