@@ -5,9 +5,10 @@ from typing import Any
 
 from datamodules.annotations import DetectionAnnotations
 from datamodules.coco_file import read_coco
-from datamodules.detection import SPLITS, DetectionDataModule
+from datamodules.detection import DetectionDataModule
 from datamodules.download import download, unpack
 from datamodules.locking import locked
+from datamodules.resumable_module import SPLITS
 from errors import UserError
 
 SERVER = "http://images.cocodataset.org"

@@ -13,9 +13,10 @@ from pycocotools import mask as coco_mask
 
 from datamodules.annotations import DetectionAnnotations
 from datamodules.coco_file import read_coco
-from datamodules.detection import SPLITS, DetectionDataModule
+from datamodules.detection import DetectionDataModule
 from datamodules.locking import locked
 from datamodules.randomness import sample_rng
+from datamodules.resumable_module import SPLITS
 from errors import UserError
 
 CLASSES = ("circle", "square", "triangle", "star", "ring")

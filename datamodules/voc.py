@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.annotations import DetectionAnnotations
-from datamodules.detection import SPLITS, DetectionDataModule
+from datamodules.detection import DetectionDataModule
 from datamodules.download import download, unpack
 from datamodules.locking import locked
+from datamodules.resumable_module import SPLITS
 from errors import UserError
 
 CLASSES = (

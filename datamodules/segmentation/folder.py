@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.detection import PICTURES, SPLITS
+from datamodules.picture_module import PICTURES
+from datamodules.resumable_module import SPLITS
 from datamodules.segmentation.colours import Colour, read_colours
 from datamodules.segmentation.masks import IGNORED, ColourMasks, IndexMasks, voc_palette
 from datamodules.segmentation.module import SegmentationDataModule

@@ -132,7 +132,7 @@ class SegmentationDataModule(PictureDataModule):
         """Stacked and padded."""
         return partial(collate_segmentation, size_divisor=self.size_divisor)
 
-    def dataset(self, split: str, augmented: bool) -> SegmentationDataset:
+    def dataset(self, split: str, augmented: bool = False) -> SegmentationDataset:
         """A split as samples."""
         return SegmentationDataset(
             self.samples(split),

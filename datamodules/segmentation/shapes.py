@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from datamodules import shapes
-from datamodules.detection import SPLITS
 from datamodules.locking import locked
 from datamodules.randomness import sample_rng
+from datamodules.resumable_module import SPLITS
 from datamodules.segmentation.masks import IGNORED, voc_palette
 from datamodules.segmentation.module import SegmentationDataModule
 from datamodules.segmentation.samples import SegmentationSamples

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.io import loadmat
 
-from datamodules.detection import SPLITS
 from datamodules.download import download, unpack
 from datamodules.images import CorruptImageError
 from datamodules.locking import locked
+from datamodules.resumable_module import SPLITS
 from datamodules.segmentation.masks import IndexMasks
 from datamodules.segmentation.module import SegmentationDataModule
 from datamodules.segmentation.samples import MaskFiles, SegmentationSamples

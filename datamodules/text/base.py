@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from datamodules.loader import EpochBatches, ResumableLoader, SampleKey
+from datamodules.loader import ResumableLoader, SampleKey
+from datamodules.resumable_module import ResumableDataModule
 from datamodules.text.cache import Cache, digest_of
 from datamodules.text.corpus import TextFiles
 from datamodules.text.making import TokenizerRecipe, save
@@ -24,7 +24,7 @@ from errors import UserError
 ENDS = {"bpe": ("eos",)}
 
 
-class LanguageDataModule(LightningDataModule):
+class LanguageDataModule(ResumableDataModule):
     """Base class; a task defines `_dataset` and `collate`.
 
     Constructing touches no file. What is first asked for reads the corpus, trains the tokeniser and encodes; the
@@ -66,10 +66,13 @@ class LanguageDataModule(LightningDataModule):
         texts: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size)
-        if num_workers < 0:
-            raise UserError(f"data.num_workers is {num_workers}; it must be at least 0")
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            shuffle=shuffle,
+            seed=seed,
+        )
         self.corpus = corpus or PythonTopics()
         self.recipe = TokenizerRecipe(
             tokenizer,
@@ -80,24 +83,8 @@ class LanguageDataModule(LightningDataModule):
             specials=self.roles or ENDS.get(tokenizer, ()),
         )
         self.cache = Cache(Path(cache) if cache else self.corpus.root / ".tokens")
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
-        self.num_workers = num_workers
-        self.shuffle = shuffle
         self.texts = texts
-        self.seed = seed
         self._datasets: dict[str, Dataset] = {}
-
-    def __str__(self) -> str:
-        """Class and name; Lightning's own makes every loader to tell its length, and so reads the data."""
-        return f"{type(self).__name__} {self.name}"
-
-    @staticmethod
-    def check_positive(**options: int | None) -> None:
-        """Refuse options below 1; None passes."""
-        for option, value in options.items():
-            if value is not None and value < 1:
-                raise UserError(f"data.{option} is {value}; it must be at least 1")
 
     @property
     def name(self) -> str:
@@ -164,7 +151,7 @@ class LanguageDataModule(LightningDataModule):
             UserError: there is no such split.
         """
         if split not in self._datasets:
-            self._check_split(split)
+            self.check_split(split)
             self._datasets[split] = self._dataset(split, training=False)
         return self._datasets[split]
 
@@ -172,36 +159,12 @@ class LanguageDataModule(LightningDataModule):
     def _dataset(self, split: str, training: bool) -> Dataset:
         """A split as samples."""
 
-    @property
-    @abstractmethod
-    def collate(self) -> Callable[[list[Any]], dict[str, Any]]:
-        """From samples to a batch."""
-
     def train_dataloader(self) -> ResumableLoader:
         """In random order, resumable."""
-        self._check_split("train")
+        self.check_split("train")
         dataset = self._dataset("train", training=True)
-        trainer = self.trainer
-        batches = EpochBatches(
-            length=len(dataset),
-            batch_size=self.batch_size,
-            training=True,
-            shuffle=self._shuffles and not self._overfits,
-            seed=self.seed,
-            limit=trainer.limit_train_batches if trainer else 1.0,
-            **self._place(),
-        )
-        if trainer is not None:  # not 0 if Lightning asks for a new loader every few epochs
-            batches.epoch = trainer.current_epoch
+        batches = self._in_random_order(dataset)
         return self._loader(FirstEpoch(dataset) if self._overfits else dataset, batches)
-
-    def val_dataloader(self) -> ResumableLoader | list:
-        """The validation split in order, each sample once over all processes."""
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> ResumableLoader | list:
-        """The test split in order, each sample once over all processes."""
-        return self._evaluation("test")
 
     def predict_dataloader(self) -> ResumableLoader:
         """The lines of `texts` in order, as they stand: `texts`, a list of strings, and `index` (B,)."""
@@ -222,41 +185,12 @@ class LanguageDataModule(LightningDataModule):
             raise UserError(f"{self.texts}: is empty; write one text a line")
         return found
 
-    @property
-    def _shuffles(self) -> bool:
-        return self.shuffle
-
-    @property
-    def _overfits(self) -> bool:
-        return self.trainer is not None and self.trainer.overfit_batches > 0
-
     def _training_texts(self) -> Iterator[str]:
         return (text for text, _ in self.corpus.texts("train"))
 
     def _content(self, split: str) -> list:
         sources = self.corpus.sources(split)
         return [self.corpus.options, [[self.cache.digest(s.path), s.start, s.stop] for s in sources]]
-
-    def _check_split(self, split: str) -> None:
-        if split not in self.splits:
-            raise UserError(f"the dataset {self.name} has no {split} split; it has {', '.join(self.splits)}")
-
-    def _evaluation(self, split: str) -> ResumableLoader | list:
-        if split not in self.splits:
-            return []
-        dataset = self.dataset(split)
-        return self._loader(dataset, self._in_order(dataset))
-
-    def _in_order(self, dataset: Dataset) -> EpochBatches:
-        return EpochBatches(length=len(dataset), batch_size=self.eval_batch_size, training=False, **self._place())
-
-    def _loader(self, dataset: Dataset, batches: EpochBatches) -> ResumableLoader:
-        return ResumableLoader(dataset, batches, collate=self.collate, num_workers=self.num_workers)
-
-    def _place(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world": 1}
-        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
 
 
 class Again:

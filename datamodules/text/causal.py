@@ -85,7 +85,7 @@ class CausalTextData(LanguageDataModule):
         return self.shuffle and not self.stateful  # tracks have an order
 
     def _folder(self, split: str) -> Path:
-        self._check_split(split)
+        self.check_split(split)
         return self.cache.made(
             ["stream", self._content(split), self.tokenizer.state()],
             lambda folder: write_stream(folder, self.corpus.texts(split), self.tokenizer),

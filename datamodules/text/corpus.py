@@ -6,10 +6,10 @@ from typing import Literal
 
 from datamodules.download import download as fetch
 from datamodules.download import unpack
+from datamodules.resumable_module import SPLITS
 from datamodules.text.reading import Source, lines, records, split_sentences
 from errors import UserError
 
-SPLITS = ("train", "val", "test")
 TABLES = {".jsonl", ".parquet", ".csv", ".tsv"}
 TEXTS = {".txt", ".text", ".tokens", ".md", ".raw", *TABLES}
 CHUNK = 1 << 18  # characters

@@ -41,7 +41,7 @@ class ElmoTextData(LanguageDataModule):
 
     def sentences(self, split: str) -> EncodedSentences:
         """The sentences of a split."""
-        self._check_split(split)
+        self.check_split(split)
         tokenizer = self.tokenizer
         if not isinstance(tokenizer, Words) or tokenizer.eos is None:
             raise UserError(f"data.tokenizer {self.recipe.tokenizer} makes no words, as ELMo needs them; take 'words'")

@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.text.corpus import SPLITS, find
+from datamodules.resumable_module import SPLITS
+from datamodules.text.corpus import find
 from datamodules.text.reading import Source, cell, cells, rows
 from errors import UserError
 

@@ -84,7 +84,7 @@ class MaskedTextData(LanguageDataModule):
 
     def documents(self, split: str) -> Documents:
         """The encoded documents of a split."""
-        self._check_split(split)
+        self.check_split(split)
         folder = self.cache.made(
             ["documents", self._content(split), self.tokenizer.state()],
             lambda new: write_documents(new, self.corpus.documents(split), self.tokenizer),

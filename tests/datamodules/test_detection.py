@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datamodules import ShapesDetection
-from datamodules.detection import find_pictures
+from datamodules.picture_module import find_pictures
 from datamodules.recipes import AUGMENTATIONS
 from errors import UserError
 from tests.datamodules.builders import picture
