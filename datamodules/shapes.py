@@ -14,10 +14,9 @@ from pycocotools import mask as coco_mask
 from datamodules.annotations import DetectionAnnotations
 from datamodules.coco_file import read_coco
 from datamodules.detection import DetectionDataModule
-from datamodules.locking import locked
 from datamodules.randomness import sample_rng
 from datamodules.resumable_module import SPLITS
-from errors import UserError
+from datamodules.sample_pictures import SamplePictures
 
 CLASSES = ("circle", "square", "triangle", "star", "ring")
 # The fill that most shapes of a class have; the others have any. Shape alone takes a network longer to learn than the
@@ -27,7 +26,7 @@ USUAL_FILL = {"circle": "plain", "square": "checkered", "triangle": "striped", "
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 
-class ShapesDetection(DetectionDataModule):
+class ShapesDetection(SamplePictures, DetectionDataModule):
     """Sample data with which every system runs without a download.
 
     `<root>/<size>px_<train>_<val>_<test>_seed<seed>_<version>/` gets COCO's layout: `images/{train,val,test}/*.jpg`
@@ -36,37 +35,14 @@ class ShapesDetection(DetectionDataModule):
 
     Args:
         root: folder below which the data is kept.
-        train_images: number of training pictures.
-        val_images: likewise for validation; 0 for none.
-        test_images: likewise for testing; 0 for none.
-        picture_size: longer side of the pictures in pixels.
-        picture_seed: of the pictures (not of their order or augmentation).
-        **common: see `DetectionDataModule`.
+        **common: see `SamplePictures` and `DetectionDataModule`.
     """
 
     name = "shapes"
+    version = VERSION
 
-    def __init__(
-        self,
-        root: str = "data/shapes",
-        train_images: int = 400,
-        val_images: int = 100,
-        test_images: int = 100,
-        picture_size: int = 160,
-        picture_seed: int = 0,
-        **common: Any,
-    ) -> None:
-        super().__init__(**common)
-        self.counts = {"train": train_images, "val": val_images, "test": test_images}
-        self.picture_size = picture_size
-        self.picture_seed = picture_seed
-        counts = "_".join(str(count) for count in self.counts.values())
-        self.folder = Path(root) / f"{picture_size}px_{counts}_seed{picture_seed}_{VERSION}"
-
-    @property
-    def splits(self) -> list[str]:
-        """The splits that have pictures."""
-        return [split for split in SPLITS if self.counts[split] > 0]
+    def __init__(self, root: str = "data/shapes", **common: Any) -> None:
+        super().__init__(root=root, **common)
 
     @property
     def class_names(self) -> list[str]:
@@ -74,19 +50,15 @@ class ShapesDetection(DetectionDataModule):
         return list(CLASSES)
 
     def _read(self, split: str) -> DetectionAnnotations:
-        try:
-            with locked(self.folder):
-                if not self.folder.exists():
-                    generate(self.folder, self.counts, self.picture_size, self.picture_seed)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder}: sample data cannot be written ({error.strerror}); name another folder with --data.root"
-            ) from error
+        self._make()
         return read_coco(
             self.folder / "annotations" / f"instances_{split}.json",
             self.folder / "images" / split,
             outlines=self.needs_outlines(split),
         )
+
+    def _generate(self) -> None:
+        generate(self.folder, self.counts, self.picture_size, self.picture_seed)
 
 
 def generate(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
@@ -105,9 +77,7 @@ def generate(folder: Path, counts: dict[str, int], size: int, seed: int) -> None
         for index in range(counts[split]):
             image, classes, masks = draw(sample_rng(seed, number, index), size)
             file_name = f"{index:06d}.jpg"
-            bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-            jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-            (unfinished / "images" / split / file_name).write_bytes(jpeg.tobytes())
+            write_jpeg(unfinished / "images" / split / file_name, image)
             content["images"].append(
                 {"id": index + 1, "file_name": file_name, "height": image.shape[0], "width": image.shape[1]}
             )
@@ -155,6 +125,12 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[int], li
         classes.append(label)
     image = image + rng.normal(0, 6, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), classes, [owner == k for k in range(len(classes))]
+
+
+def write_jpeg(path: Path, image: np.ndarray) -> None:
+    """Write a picture of `draw`."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
 
 
 def class_mask(classes: list[int], masks: list[np.ndarray], height: int, width: int) -> np.ndarray:

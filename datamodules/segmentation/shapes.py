@@ -11,21 +11,20 @@ import numpy as np
 from PIL import Image
 
 from datamodules import shapes
-from datamodules.locking import locked
 from datamodules.randomness import sample_rng
 from datamodules.resumable_module import SPLITS
+from datamodules.sample_pictures import SamplePictures
 from datamodules.segmentation.masks import IGNORED, voc_palette
 from datamodules.segmentation.module import SegmentationDataModule
 from datamodules.segmentation.samples import SegmentationSamples
 from datamodules.segmentation.voc import VocSets, read_pairs
-from errors import UserError
 
 CLASSES = ("background", *shapes.CLASSES)
 # Of the pictures: what draws them and what writes them.
 VERSION = hashlib.sha256(shapes.VERSION.encode() + Path(__file__).read_bytes()).hexdigest()[:8]
 
 
-class ShapesSegmentation(SegmentationDataModule):
+class ShapesSegmentation(SamplePictures, SegmentationDataModule):
     """Sample data with which every segmenter runs without a download.
 
     `<root>/<size>px_<train>_<val>_<test>_seed<seed>_<version>/` gets VOC's layout: `JPEGImages/*.jpg`,
@@ -35,37 +34,14 @@ class ShapesSegmentation(SegmentationDataModule):
 
     Args:
         root: folder below which the data is kept.
-        train_images: number of training pictures.
-        val_images: likewise for validation; 0 for none.
-        test_images: likewise for testing; 0 for none.
-        picture_size: longer side of the pictures in pixels.
-        picture_seed: of the pictures (not of their order or augmentation).
-        **common: see `SegmentationDataModule`.
+        **common: see `SamplePictures` and `SegmentationDataModule`.
     """
 
     name = "shapes_segmentation"
+    version = VERSION
 
-    def __init__(
-        self,
-        root: str = "data/shapes_segmentation",
-        train_images: int = 400,
-        val_images: int = 100,
-        test_images: int = 100,
-        picture_size: int = 160,
-        picture_seed: int = 0,
-        **common: Any,
-    ) -> None:
-        super().__init__(**common)
-        self.counts = {"train": train_images, "val": val_images, "test": test_images}
-        self.picture_size = picture_size
-        self.picture_seed = picture_seed
-        counts = "_".join(str(count) for count in self.counts.values())
-        self.folder = Path(root) / f"{picture_size}px_{counts}_seed{picture_seed}_{VERSION}"
-
-    @property
-    def splits(self) -> list[str]:
-        """The splits that have pictures."""
-        return [split for split in SPLITS if self.counts[split] > 0]
+    def __init__(self, root: str = "data/shapes_segmentation", **common: Any) -> None:
+        super().__init__(root=root, **common)
 
     @property
     def class_names(self) -> list[str]:
@@ -73,15 +49,11 @@ class ShapesSegmentation(SegmentationDataModule):
         return list(CLASSES)
 
     def _read(self, split: str) -> SegmentationSamples:
-        try:
-            with locked(self.folder):
-                if not self.folder.exists():
-                    generate(self.folder, self.counts, self.picture_size, self.picture_seed)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder}: sample data cannot be written ({error.strerror}); name another folder with --data.root"
-            ) from error
+        self._make()
         return read_pairs(VocSets(self.folder, self.folder).pairs([f"./{split}"]), self.class_names)
+
+    def _generate(self) -> None:
+        generate(self.folder, self.counts, self.picture_size, self.picture_seed)
 
 
 def generate(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
@@ -96,9 +68,7 @@ def generate(folder: Path, counts: dict[str, int], size: int, seed: int) -> None
         stems = [f"{split}_{index:06d}" for index in range(counts[split])]
         for index, stem in enumerate(stems):
             image, classes, masks = shapes.draw(sample_rng(seed, number, index), size)
-            bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-            jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-            (unfinished / "JPEGImages" / f"{stem}.jpg").write_bytes(jpeg.tobytes())
+            shapes.write_jpeg(unfinished / "JPEGImages" / f"{stem}.jpg", image)
             mask = Image.fromarray(with_border(shapes.class_mask(classes, masks, *image.shape[:2]), masks))
             mask.putpalette(palette)
             mask.save(unfinished / "SegmentationClass" / f"{stem}.png")
