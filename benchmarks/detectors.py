@@ -21,12 +21,6 @@ on a CPU (`--memory`) that of a process that runs one contender only.
 import argparse
 import contextlib
 import copy
-import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,7 +34,17 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from benchmarks.efficientdet import peak_resident_megabytes
+from benchmarks.measure import (
+    Work,
+    alternate,
+    device_name,
+    measured,
+    medians,
+    number_of_process,
+    peak_megabytes,
+    report,
+    text,
+)
 from models.backbones.resnet import ResNet
 from models.detection.detector import Detector
 from models.detection.faster_rcnn import FasterRCNN
@@ -51,7 +55,6 @@ from models.detection.ssd import SSD
 CLASSES = 90
 OBJECTS = 10  # per picture
 TASKS = ("training step", "inference")
-Work = Callable[[], object]
 
 
 class Batch(NamedTuple):
@@ -417,61 +420,21 @@ def check(pair: Pair) -> dict[str, float]:
 def compare(name: str, pair: Pair, task: str, args: argparse.Namespace) -> list[dict]:
     """Rows of the table for one task."""
     works = pair.works(task, args)
-    times: dict[str, list[float]] = {key: [] for key in works}
     peaks: dict[str, float | None] = dict.fromkeys(works)
     for key, work in works.items():
         for _ in range(args.warmup):  # caches, kernels' own tuning, compilation
             work()
         if args.device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            work()
-            peaks[key] = (torch.cuda.max_memory_allocated() - before) / 2**20
+            peaks[key] = peak_megabytes(work, args.device)
         elif args.memory and "," not in key:
-            peaks[key] = peak_in_fresh_process(name, key, task, args)
-    for _ in range(args.rounds):
-        for key, work in works.items():
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            clock = time.process_time if args.cpu_time else time.perf_counter
-            start = clock()
-            work()
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            times[key].append(clock() - start)
-    ours = statistics.median(times["triptych"])
+            options = ["--batch", args.batch, "--size", args.size, "--threads", args.threads, "--device", args.device]
+            options += ["--precision", args.precision, "--peak-of", name, key, task]
+            peaks[key] = number_of_process("benchmarks.detectors", *options)
+    times = alternate(works, args.rounds, args.device, cpu_time=args.cpu_time)
     return [
-        {
-            "network": name,
-            "task": task,
-            "contender": key,
-            "median_seconds": statistics.median(values),
-            "images_per_second": args.batch / statistics.median(values),
-            "ratio_to_triptych": statistics.median(values) / ours,
-            "peak_megabytes": peaks[key],
-        }
-        for key, values in times.items()
+        {"network": name, "task": task, "contender": key, **values, "peak_megabytes": peaks[key]}
+        for key, values in medians(times, args.batch).items()
     ]
-
-
-def peak_megabytes(name: str, contender: str, task: str, args: argparse.Namespace) -> float:
-    """Peak memory of two calls, beyond what was held before the first, in this process."""
-    pair = Pair(name, args)
-    work = pair.works(task, args)[contender]
-    before = peak_resident_megabytes()
-    for _ in range(2):
-        work()
-    return peak_resident_megabytes() - before
-
-
-def peak_in_fresh_process(name: str, contender: str, task: str, args: argparse.Namespace) -> float:
-    """`peak_megabytes` in a process of its own."""
-    options = ["--batch", args.batch, "--size", args.size, "--threads", args.threads, "--device", args.device]
-    options += ["--precision", args.precision, "--peak-of", name, contender, task]
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.detectors", *map(str, options)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(output.split()[-1])
 
 
 def main(args: list[str] | None = None) -> None:
@@ -501,7 +464,8 @@ def main(args: list[str] | None = None) -> None:
     args.warmup = args.warmup or (3 if gpu else 1)
     torch.set_num_threads(args.threads)
     if args.peak_of:
-        print(peak_megabytes(*args.peak_of, args))
+        name, contender, task = args.peak_of
+        print(peak_megabytes(Pair(name, args).works(task, args)[contender], args.device, calls=2))
         return
     checks, rows = {}, []
     for name in args.networks:
@@ -510,36 +474,20 @@ def main(args: list[str] | None = None) -> None:
         for task in args.tasks:
             rows += compare(name, pair, task, args)
         del pair
-    report(checks, rows, args)
-
-
-def report(checks: dict[str, dict[str, float]], rows: list[dict], args: argparse.Namespace) -> None:
-    """Print the setting, the comparison of results and the table."""
     setting = {
         "batch": args.batch,
         "size": args.size,
         "classes": CLASSES + 1,
         "precision": "bfloat16, mixed" if args.precision == "bf16" else "float32",
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "CPU",
+        "device": device_name(args.device),
         "threads": args.threads,
         "clock": "CPU time" if args.cpu_time else "wall",
         "rounds": args.rounds,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-    if args.json:
-        print(json.dumps({"setting": setting, "checks": checks, "rows": rows}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in setting.items()))
-    for name, found in checks.items():
-        print(f"{name}: ours against torchvision's: " + ", ".join(f"{key} {value:.3g}" for key, value in found.items()))
-    print(f"\n{'network':13} {'task':14} {'contender':27} {'median':>11} {'images/s':>9} {'ratio':>6} {'peak':>9}")
-    for row in rows:
-        peak = "" if row["peak_megabytes"] is None else f"{row['peak_megabytes']:6.0f} MB"
-        print(
-            f"{row['network']:13} {row['task']:14} {row['contender']:27} {row['median_seconds'] * 1000:8.1f} ms "
-            f"{row['images_per_second']:9.2f} {row['ratio_to_triptych']:6.2f} {peak:>9}"
-        )
+    columns = [text("network", 13), text("task", 14), text("contender", 27), *measured("images", median_width=11)]
+    report(setting, rows, columns, as_json=args.json, checks=checks)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,23 @@ that of a process (CPU) or of the allocator (GPU) that runs one contender only, 
 """
 
 import argparse
-import json
-import platform
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.measure import (
+    Work,
+    alternate,
+    device_name,
+    measured,
+    medians,
+    number_of_process,
+    peak_megabytes,
+    report,
+    text,
+)
 from models.detection import EfficientDet
 from models.detection.weights import load_weights
 
@@ -60,7 +63,7 @@ def effdet_bench(task: str, size: int) -> torch.nn.Module:
     )
 
 
-def triptych_task(task: str, batch: dict[str, Tensor], compiled: bool) -> Callable[[], object]:
+def triptych_task(task: str, batch: dict[str, Tensor], compiled: bool) -> Work:
     """One training step or one inference of ours, as a function without arguments."""
     network = EfficientDet(num_classes=NUM_CLASSES, variant="d0")
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +90,7 @@ def triptych_task(task: str, batch: dict[str, Tensor], compiled: bool) -> Callab
     return step
 
 
-def effdet_task(task: str, batch: dict[str, Tensor], channels_last: bool) -> Callable[[], object]:
+def effdet_task(task: str, batch: dict[str, Tensor], channels_last: bool) -> Work:
     """The same of effdet."""
     bench = effdet_bench(task, batch["images"].shape[-1]).to(batch["images"].device)
     images = batch["images"]
@@ -113,7 +116,7 @@ def effdet_task(task: str, batch: dict[str, Tensor], channels_last: bool) -> Cal
     return step
 
 
-def make(contender: str, task: str, args: argparse.Namespace) -> Callable[[], object]:
+def make(contender: str, task: str, args: argparse.Namespace) -> Work:
     """The work of a contender, ready to be called."""
     batch = sample_batch(args.batch, args.size, args.device)
     if contender.startswith("triptych"):
@@ -121,44 +124,10 @@ def make(contender: str, task: str, args: argparse.Namespace) -> Callable[[], ob
     return effdet_task(task, batch, channels_last=contender.endswith("channels last"))
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak_megabytes(contender: str, task: str, args: argparse.Namespace) -> float:
-    """Peak memory of three calls, beyond what was held before the first, in this process."""
-    work = make(contender, task, args)
-    if args.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        for _ in range(3):
-            work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = peak_resident_megabytes()
-    for _ in range(3):
-        work()
-    return peak_resident_megabytes() - before
-
-
-def peak_resident_megabytes() -> float:
-    """The most memory that this process ever held."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux: `ru_maxrss` would be inherited from the parent process
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def peak_in_fresh_process(contender: str, task: str, args: argparse.Namespace) -> float:
-    """`peak_megabytes` in a process of its own."""
+    """Peak memory of three calls in a process that runs this contender only."""
     options = ["--batch", args.batch, "--size", args.size, "--threads", args.threads, "--device", args.device]
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.efficientdet", "--peak-of", contender, task]
-    output = subprocess.run([*command, *map(str, options)], check=True, capture_output=True, text=True).stdout
-    return float(output.split()[-1])
+    return number_of_process("benchmarks.efficientdet", "--peak-of", contender, task, *options)
 
 
 def compare(task: str, contenders: list[str], args: argparse.Namespace) -> list[dict]:
@@ -166,23 +135,17 @@ def compare(task: str, contenders: list[str], args: argparse.Namespace) -> list[
     works = {contender: make(contender, task, args) for contender in contenders}
     for work in works.values():
         for _ in range(2):
-            seconds(work, args.device)  # warm up: caches, kernels' own tuning, compilation
-    times: dict[str, list[float]] = {contender: [] for contender in contenders}
-    for _ in range(args.rounds):
-        for contender, work in works.items():
-            times[contender].append(seconds(work, args.device))
+            work()  # warm up: caches, kernels' own tuning, compilation
+    times = alternate(works, args.rounds, args.device)
     works.clear()
-    ours = statistics.median(times["triptych"])
     return [
         {
             "task": task,
             "contender": contender,
-            "median_seconds": statistics.median(values),
-            "images_per_second": args.batch / statistics.median(values),
-            "ratio_to_triptych": statistics.median(values) / ours,
+            **values,
             "peak_megabytes": peak_in_fresh_process(contender, task, args),
         }
-        for contender, values in times.items()
+        for contender, values in medians(times, args.batch).items()
     ]
 
 
@@ -200,7 +163,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak_of:
-        print(peak_megabytes(*args.peak_of, args))
+        print(peak_megabytes(make(*args.peak_of, args), args.device, calls=3))
         return
     contenders = [*CONTENDERS, "triptych, compiled"] if args.compile else list(CONTENDERS)
     rows = [row for task in TASKS for row in compare(task, contenders, args)]
@@ -209,21 +172,13 @@ def main() -> None:
         "classes": NUM_CLASSES,
         "batch": args.batch,
         "size": args.size,
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "CPU",
+        "device": device_name(args.device),
         "threads": args.threads,
         "rounds": args.rounds,
         "torch": torch.__version__,
     }
-    if args.json:
-        print(json.dumps({"setting": setting, "rows": rows}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in setting.items()))
-    print(f"\n{'task':14} {'contender':22} {'median':>9} {'images/s':>9} {'ratio':>6} {'peak':>9}")
-    for row in rows:
-        print(
-            f"{row['task']:14} {row['contender']:22} {row['median_seconds'] * 1000:6.0f} ms "
-            f"{row['images_per_second']:9.2f} {row['ratio_to_triptych']:6.2f} {row['peak_megabytes']:6.0f} MB"
-        )
+    columns = [text("task", 14), text("contender", 22), *measured("images", median_width=9, digits=0)]
+    report(setting, rows, columns, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,6 @@ attention and the same fused optimiser.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import Column, Work, alternate, device_name, measured, medians, report, seconds, text
 from models.language import BERT, GPT
 from models.language.generation import generate
 from models.language.language_model import IGNORE, LanguageModel
@@ -268,22 +265,13 @@ def difference(task: str, ours: Tensor, theirs: Tensor) -> float:
     return apart
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def compare(task: str, args: argparse.Namespace) -> list[dict]:
     """Rows of the table for one task."""
     names = ["triptych", "transformers"]
     if args.compile and "generation" not in task:
         names += [f"{name}, compiled" for name in names]
     bench = Bench(task, args)
-    works: dict[str, Callable[[], object]] = {}
+    works: dict[str, Work] = {}
     outputs, peaks = {}, {}
     for name in names:
         if args.device == "cuda":
@@ -298,22 +286,10 @@ def compare(task: str, args: argparse.Namespace) -> list[dict]:
         peaks[name] = (torch.cuda.max_memory_allocated() - before) / 2**20 if args.device == "cuda" else None
         works[name] = contender.work
     apart = difference(task, outputs["triptych"], outputs["transformers"])
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(args.rounds):
-        for name, work in works.items():
-            times[name].append(seconds(work, args.device))
-    ours = statistics.median(times["triptych"])
+    times = alternate(works, args.rounds, args.device)
     return [
-        {
-            "task": task,
-            "contender": name,
-            "median_seconds": statistics.median(values),
-            "tokens_per_second": bench.tokens / statistics.median(values),
-            "ratio_to_triptych": statistics.median(values) / ours,
-            "peak_megabytes": peaks[name],
-            "difference": apart,
-        }
-        for name, values in times.items()
+        {"task": task, "contender": name, **values, "peak_megabytes": peaks[name], "difference": apart}
+        for name, values in medians(times, bench.tokens, "tokens").items()
     ]
 
 
@@ -339,7 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     rows = [row for task in args.tasks for row in compare(task, args)]
     setting = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "CPU",
+        "device": device_name(args.device),
         "precision": args.precision,
         "threads": args.threads,
         "rounds": args.rounds,
@@ -347,17 +323,13 @@ def main(arguments: list[str] | None = None) -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    if args.json:
-        print(json.dumps({"setting": setting, "rows": rows}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in setting.items()))
-    print(f"\n{'task':26} {'contender':24} {'median':>10} {'tokens/s':>10} {'ratio':>6} {'peak':>9} {'differ':>8}")
-    for row in rows:
-        peak = "-" if row["peak_megabytes"] is None else f"{row['peak_megabytes']:.0f} MB"
-        print(
-            f"{row['task']:26} {row['contender']:24} {row['median_seconds'] * 1000:7.1f} ms "
-            f"{row['tokens_per_second']:10,.0f} {row['ratio_to_triptych']:6.2f} {peak:>9} {row['difference']:8.1e}"
-        )
+    columns = [
+        text("task", 26),
+        text("contender", 24),
+        *measured("tokens", rate_width=10, rate=",.0f", unknown="-"),
+        Column("differ", ">8", lambda row: f"{row['difference']:.1e}"),
+    ]
+    report(setting, rows, columns, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,6 @@ Triptych uses. Peak memory (CUDA only) is the allocator's over what it held befo
 
 import argparse
 import contextlib
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -29,6 +25,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.measure import Work, alternate, device_name, measured, medians, peak_megabytes, report, text
 from metrics.segmentation import confusion_matrix
 from models.backbones.dilated import DilatedMobileNetV3, DilatedResNet
 from models.segmentation import EncoderDecoder
@@ -37,7 +34,6 @@ from models.segmentation.weights import from_torchvision
 
 CLASSES = 21
 PICTURE = (375, 500)  # of the metric: VOC's most frequent size
-Work = Callable[[], object]
 
 
 def _auxiliary(channels: list[int], classes: int) -> FCNHead:
@@ -73,11 +69,6 @@ class Setting:
     def precision(self) -> contextlib.AbstractContextManager:
         """Mixed precision in bfloat16, if asked for; the same for both sides."""
         return torch.autocast(self.device, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
 
 def build_pair(name: str, device: str) -> tuple[nn.Module, nn.Module]:
@@ -232,36 +223,18 @@ def metric_works(device: str) -> dict[str, Work]:
     return works
 
 
-def compare(task: str, works: dict[str, Work], setting: Setting, rounds: int, images: int) -> list[dict]:
+def compare(task: str, works: dict[str, Work], device: str, rounds: int, images: int) -> list[dict]:
     """Rows of the table for one task."""
-    times: dict[str, list[float]] = {key: [] for key in works}
-    peaks = {}
+    peaks: dict[str, float | None] = dict.fromkeys(works)
     for key, work in works.items():
         for _ in range(2):  # warm up: caches, kernels' own tuning, compilation
             work()
-        setting.synchronize()
-        if setting.device == "cuda":
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            work()
-            peaks[key] = (torch.cuda.max_memory_allocated() - before) / 2**20
-    for _ in range(rounds):
-        for key, work in works.items():
-            start = time.perf_counter()
-            work()
-            setting.synchronize()
-            times[key].append(time.perf_counter() - start)
-    ours = statistics.median(times["triptych"])
+        if device == "cuda":
+            peaks[key] = peak_megabytes(work, device)
+    times = alternate(works, rounds, device)
     return [
-        {
-            "task": task,
-            "contender": key,
-            "median_seconds": statistics.median(values),
-            "images_per_second": images / statistics.median(values),
-            "ratio_to_triptych": statistics.median(values) / ours,
-            "peak_megabytes": peaks.get(key),
-        }
-        for key, values in times.items()
+        {"task": task, "contender": key, **values, "peak_megabytes": peaks[key]}
+        for key, values in medians(times, images).items()
     ]
 
 
@@ -291,32 +264,21 @@ def main(args: list[str] | None = None) -> None:
         checks[name] = check_networks(name, setting)
         for task, make in (("training step", training_works), ("inference", inference_works)):
             works = make(name, setting)
-            rows += compare(f"{name}, {task}", works, setting, args.rounds, args.batch)
-    rows += compare("metric", metric_works(args.device), setting, 10 * args.rounds, 1)
+            rows += compare(f"{name}, {task}", works, args.device, args.rounds, args.batch)
+    rows += compare("metric", metric_works(args.device), args.device, 10 * args.rounds, 1)
     described = {
         "batch": args.batch,
         "size": args.size,
         "classes": CLASSES,
         "precision": "bfloat16, mixed" if args.bf16 else "float32",
-        "device": torch.cuda.get_device_name() if gpu else platform.processor() or "CPU",
+        "device": device_name(args.device),
         "threads": args.threads,
         "rounds": args.rounds,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-    if args.json:
-        print(json.dumps({"setting": described, "checks": checks, "rows": rows}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in described.items()))
-    for name, check in checks.items():
-        print(f"{name}: ours against torchvision's: " + ", ".join(f"{key} {value:.3g}" for key, value in check.items()))
-    print(f"\n{'task':40} {'contender':27} {'median':>10} {'images/s':>9} {'ratio':>6} {'peak':>9}")
-    for row in rows:
-        peak = "" if row["peak_megabytes"] is None else f"{row['peak_megabytes']:6.0f} MB"
-        print(
-            f"{row['task']:40} {row['contender']:27} {row['median_seconds'] * 1000:7.1f} ms "
-            f"{row['images_per_second']:9.2f} {row['ratio_to_triptych']:6.2f} {peak:>9}"
-        )
+    columns = [text("task", 40), text("contender", 27), *measured("images")]
+    report(described, rows, columns, as_json=args.json, checks=checks)
 
 
 if __name__ == "__main__":
