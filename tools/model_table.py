@@ -79,7 +79,7 @@ def table_row(name: str, config: dict[str, Any]) -> dict[str, Any]:
         "input_size": size,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "published_parameters": published.pop("parameters", None),
-        "macs": None if size is None else count_macs(network, size),
+        "macs": None if size is None else count_macs(network, size) or None,  # R-CNN has no pass over the picture
         "published_macs": published.pop("macs", None),
         "published_results": published,
     }
