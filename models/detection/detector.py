@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.checkpoint_file import read_checkpoint
 from models.loss_term import LossTerm
+from models.normalise import normalise
 
 
 class Targets(TypedDict):
@@ -57,20 +58,8 @@ class Detector(nn.Module, ABC):
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def preprocess(self, images: Tensor, image_size: Tensor) -> Tensor:
-        """Normalise pixels; what lies beyond an image's own size becomes exactly zero.
-
-        Args:
-            images: (B, 3, H, W) uint8 RGB, each image at the top left. The memory format is kept.
-            image_size: (B, 2) int64, height and width of each image.
-
-        Returns:
-            (B, 3, H, W) float32.
-        """
-        height, width = images.shape[-2:]
-        rows = torch.arange(height, device=images.device) < image_size[:, :1]  # (B, H)
-        columns = torch.arange(width, device=images.device) < image_size[:, 1:]  # (B, W)
-        inside = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
-        return images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std).mul_(inside)
+        """Normalised pixels (B, 3, H, W); see `normalise`."""
+        return normalise(images, image_size, self.mean, self.std)
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.loss_term import LossTerm
+from models.normalise import normalise
 from models.segmentation.losses import CrossEntropy, PixelLoss
 
 
@@ -45,20 +46,8 @@ class Segmenter(nn.Module, ABC):
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def preprocess(self, images: Tensor, image_size: Tensor) -> Tensor:
-        """Normalise pixels; what lies beyond an image's own size becomes exactly zero.
-
-        Args:
-            images: (B, 3, H, W) uint8 RGB, each image at the top left. The memory format is kept.
-            image_size: (B, 2) int64, height and width of each image.
-
-        Returns:
-            (B, 3, H, W) float32.
-        """
-        height, width = images.shape[-2:]
-        rows = torch.arange(height, device=images.device) < image_size[:, :1]  # (B, H)
-        columns = torch.arange(width, device=images.device) < image_size[:, 1:]  # (B, W)
-        inside = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
-        normalised = images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std).mul_(inside)
+        """Normalised pixels (B, 3, H, W), in BGR order if `bgr`; see `normalise`."""
+        normalised = normalise(images, image_size, self.mean, self.std)
         return normalised.flip(1) if self.bgr else normalised
 
     @abstractmethod
