@@ -11,15 +11,13 @@ Boxes are measured as they are when a picture is fitted into `data.image_size` (
 says); augmentation is left out. YOLOv3 takes pixels, YOLOv2 cells of 32 pixels: `--unit 32`.
 """
 
-import logging
-import sys
-
 import numpy as np
 from pytorch_lightning.cli import LightningArgumentParser
 
 from datamodules.annotations import DetectionAnnotations
 from errors import UserError
 from lightning_modules.cli import TriptychCLI
+from tools.command import run_quietly, status_of
 
 
 class AnchorClusters(TriptychCLI):
@@ -118,15 +116,8 @@ def overlaps(shapes: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 def main(args: list[str] | None = None) -> int:
     """Cluster, and return the exit status: 2 for a user's mistake."""
-    try:
-        AnchorClusters(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: AnchorClusters(args))
 
 
 if __name__ == "__main__":
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the accelerator does not matter here
-    sys.exit(main())
+    run_quietly(main)

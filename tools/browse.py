@@ -5,8 +5,6 @@
 All options of train.py hold: `--data.augmentation mosaic`, `--data configs/data/coco.yaml --data.root ...`.
 """
 
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from datamodules.text.base import LanguageDataModule
 from errors import UserError
 from lightning_modules.cli import TriptychCLI
+from tools.command import run_quietly, status_of
 from visualisation.boxes import contact_sheet, draw_boxes
 from visualisation.masks import draw_masks
 
@@ -55,15 +54,8 @@ class Browser(TriptychCLI):
 
 def main(args: list[str] | None = None) -> int:
     """Draw, and return the exit status: 2 for a user's mistake."""
-    try:
-        Browser(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: Browser(args))
 
 
 if __name__ == "__main__":
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the accelerator does not matter here
-    sys.exit(main())
+    run_quietly(main)

@@ -30,9 +30,7 @@ def export(checkpoint: str, folder: Path) -> None:
     """
     model = load(checkpoint, device="cpu")
     if not isinstance(model, ElmoPredictor):
-        raise UserError(
-            f"{checkpoint}: holds no ELMo; name a checkpoint of one, not of a {type(model).__name__}"
-        )
+        raise UserError(f"{checkpoint}: holds no ELMo; name a checkpoint of one, not of a {type(model).__name__}")
     folder.mkdir(parents=True, exist_ok=True)
     save_elmo(model.network, folder / "options.json", folder / "weights.hdf5")
     (folder / "vocabulary.txt").write_text("".join(f"{word}\n" for word in model.tokenizer.tokens), "utf-8")

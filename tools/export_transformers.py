@@ -19,6 +19,7 @@ from inference import load
 from models.language.bert import BERT
 from models.language.gpt import GPT
 from models.language.transformers_weights import bert_to_transformers, gpt_to_transformers
+from tools.command import status_of
 
 ROLES = {"pad": "pad_token", "unk": "unk_token", "cls": "cls_token", "sep": "sep_token", "mask": "mask_token"}
 ACTIVATIONS = {"none": "gelu", "tanh": "gelu_new"}  # torch's name of the approximation -> theirs
@@ -112,12 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="of a training by train.py")
     parser.add_argument("folder", help="a new folder")
     options = parser.parse_args(arguments)
-    try:
-        export(options.checkpoint, options.folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: export(options.checkpoint, options.folder))
 
 
 if __name__ == "__main__":

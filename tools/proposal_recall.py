@@ -8,8 +8,6 @@ targets that Fast R-CNN's boxes learn from these proposals (at an IoU of .5): on
 its `box_coder`, (10, 10, 5, 5) in the authors' later code.
 """
 
-import logging
-import sys
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from errors import UserError
 from lightning_modules.cli import TriptychCLI
 from models.detection.box_coder import BoxCoder
 from models.detection.boxes import pairwise_iou
+from tools.command import run_quietly, status_of
 
 POSITIVE = 0.5
 
@@ -87,15 +86,8 @@ def measure(dataset: DetectionDataset) -> dict[str, Any]:
 
 def main(args: list[str] | None = None) -> int:
     """Measure, and return the exit status: 2 for a user's mistake."""
-    try:
-        ProposalRecall(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: ProposalRecall(args))
 
 
 if __name__ == "__main__":
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the accelerator does not matter here
-    sys.exit(main())
+    run_quietly(main)
