@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from errors import UserError
-from models.backbones.folded import conv_norm, run_block
 
 
 class ResNet(nn.Module):
@@ -71,11 +70,10 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one (B, channels[i], H / strides[i], W / strides[i]) per stage, finest first."""
         body = self.body
-        x = body.maxpool(body.relu(conv_norm(body.conv1, body.bn1, images)))
+        x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
         features = []
         for i, layer in enumerate(self._layers(body), 1):
-            for block in layer:
-                x = run_block(block, x)
+            x = layer(x)
             if i in self.out_indices:
                 features.append(x)
         return features
