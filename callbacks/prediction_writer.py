@@ -6,18 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
 
+from callbacks.prediction_folder import PredictionFolder, folder_of, of_all_processes
 from datamodules.detection import DetectionDataModule
 from datamodules.images import read_image
 from errors import UserError
 from visualisation.boxes import draw_boxes
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(PredictionFolder):
     """Writes `predictions/` in the run directory.
 
     `<name>.jpg` are the pictures with boxes of at least `score_threshold`, named as the originals below their common
@@ -29,7 +28,7 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self, score_threshold: float = 0.3) -> None:
-        super().__init__(write_interval="batch")
+        super().__init__()
         self.score_threshold = score_threshold
         self.names: list[str] = []  # by index
         self.results: dict[int, list[dict[str, Any]]] = {}  # by index
@@ -38,58 +37,42 @@ class PredictionWriter(BasePredictionWriter):
         """Name the pictures."""
         self.names = picture_names(trainer.datamodule.predict_files)
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: list[dict[str, Any]],
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Draw the pictures of a batch."""
-        data = trainer.datamodule
-        folder = Path(trainer.default_root_dir) / "predictions"
-        for found in prediction:
-            index = found["index"]
-            confident = found["scores"] >= self.score_threshold
-            drawn = draw_boxes(
-                read_image(data.predict_files[index]),
-                found["boxes"][confident],
-                found["labels"][confident],
-                data.class_names,
-                found["scores"][confident],
-            )
-            target = folder / f"{self.names[index]}.jpg"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(drawn).save(target, quality=92)
-            rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
-            self.results[index] = [
-                {
-                    "category_id": data.category_ids[label],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": score,
-                }
-                for (x1, y1, x2, y2), score, label in rows
-            ]
+    def keep(self, found: dict[str, Any], data: DetectionDataModule, folder: Path) -> None:
+        """Draw the picture, and remember its boxes."""
+        index = found["index"]
+        confident = found["scores"] >= self.score_threshold
+        drawn = draw_boxes(
+            read_image(data.predict_files[index]),
+            found["boxes"][confident],
+            found["labels"][confident],
+            data.class_names,
+            found["scores"][confident],
+        )
+        target = folder / f"{self.names[index]}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn).save(target, quality=92)
+        rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+        self.results[index] = [
+            {
+                "category_id": data.category_ids[label],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+            }
+            for (x1, y1, x2, y2), score, label in rows
+        ]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect all processes' boxes in one file."""
-        shards: list[Any] = [self.results]
-        if trainer.world_size > 1:
-            shards = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shards, self.results)
+        merged = of_all_processes(trainer, self.results)
         if trainer.is_global_zero:
-            merged = {index: rows for shard in shards for index, rows in shard.items()}
             known = image_ids(trainer.datamodule)
             paths = [os.path.abspath(file) for file in trainer.datamodule.predict_files]
             results = [
                 {"image_id": known.get(paths[index], self.names[index]), **row}
-                for index, rows in sorted(merged.items())
+                for index, rows in merged.items()
                 for row in rows
             ]
-            file = Path(trainer.default_root_dir) / "predictions" / "results.json"
+            file = folder_of(trainer) / "results.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(results) + "\n")
             print(f"{len(merged)} pictures with boxes and results.json are in {file.parent}")

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
+
+from callbacks.prediction_folder import PredictionFolder, folder_of, of_all_processes
 
 EMBEDDING = "embedding"
 
 
-class TextWriter(BasePredictionWriter):
+class TextWriter(PredictionFolder):
     """Writes `predictions/texts.jsonl` in the run directory, in the order of the texts.
 
     Vectors of tokens, where they were asked for, go to `predictions/embeddings.npz`: an array (tokens, hidden) for
@@ -20,34 +20,20 @@ class TextWriter(BasePredictionWriter):
     """
 
     def __init__(self) -> None:
-        super().__init__(write_interval="batch")
+        super().__init__()
         self.results: dict[int, dict[str, Any]] = {}  # by index
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: list[dict[str, Any]],
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Keep the results of a batch."""
-        for result in prediction:
-            self.results[result["index"]] = result
+    def keep(self, found: dict[str, Any], data: Any, folder: Path) -> None:
+        """Remember a result."""
+        self.results[found["index"]] = dict(found)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results of all processes."""
-        shards: list[Any] = [self.results]
-        if trainer.world_size > 1:
-            shards = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shards, self.results)
+        merged = of_all_processes(trainer, self.results)
         self.results = {}
         if not trainer.is_global_zero:
             return
-        merged = dict(sorted((index, dict(result)) for shard in shards for index, result in shard.items()))
-        folder = Path(trainer.default_root_dir) / "predictions"
+        folder = folder_of(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         vectors = {}
         for index, result in merged.items():
