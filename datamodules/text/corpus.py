@@ -6,8 +6,8 @@ from typing import Literal
 
 from datamodules.download import download as fetch
 from datamodules.download import unpack
-from datamodules.resumable_module import SPLITS
 from datamodules.text.reading import Source, lines, records, split_sentences
+from datamodules.text.split_files import SplitFiles
 from errors import UserError
 
 TABLES = {".jsonl", ".parquet", ".csv", ".tsv"}
@@ -16,7 +16,7 @@ CHUNK = 1 << 18  # characters
 Files = str | list[str] | None
 
 
-class TextFiles:
+class TextFiles(SplitFiles):
     r"""Text files, UTF-8, of any language.
 
     A split is read in two ways. `texts` gives it whole, character by character. `documents` gives documents, each a
@@ -41,6 +41,8 @@ class TextFiles:
         download: whether to.
     """
 
+    kind = "corpus"
+
     def __init__(
         self,
         root: str = ".",
@@ -56,25 +58,13 @@ class TextFiles:
         md5: str | None = None,
         download: bool = False,
     ) -> None:
-        if not 0 <= held_out < 1:
-            raise UserError(f"data.corpus.held_out is {held_out}; it must be a share, at least 0 and below 1")
-        if held_out and val:
-            raise UserError("data.corpus.held_out and data.corpus.val both say what validation is; give one of them")
-        self.root = Path(root)
-        self.files = {"train": train, "val": val, "test": test}
-        self.held_out = held_out
+        super().__init__(root, {"train": train, "val": val, "test": test}, held_out, name)
         self.layout = layout
         self.split_sentences = sentences == "split"
         self.column = column
-        self.name = name
         self.url = url
         self.md5 = md5
         self.download = download
-
-    @property
-    def splits(self) -> list[str]:
-        """The splits that there are files of."""
-        return [split for split in SPLITS if self.files[split] or (split == "val" and self.held_out)]
 
     @property
     def options(self) -> list:
@@ -94,10 +84,7 @@ class TextFiles:
         Raises:
             UserError: there is no such split, or its files are not there.
         """
-        if split not in self.splits:
-            raise UserError(f"the corpus {self.name} has no {split} split; it has {', '.join(self.splits)}")
-        self.prepare()
-        wanted = "train" if self.held_out and split == "val" else split
+        wanted = self.files_split(split)
         found = self._found(wanted)
         if not found:
             fetching = "; --data.corpus.download true fetches it" if self.url else ""

@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.resumable_module import SPLITS
 from datamodules.text.corpus import find
 from datamodules.text.reading import Source, cell, cells, rows
+from datamodules.text.split_files import SplitFiles
 from errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Example(NamedTuple):
     place: str
 
 
-class LabelledFiles:
+class LabelledFiles(SplitFiles):
     """Files with a labelled text, or pair of texts, a row: separated by tabs (without quoting), CSV, JSONL or parquet.
 
     Args:
@@ -67,26 +67,14 @@ class LabelledFiles:
         skip_bad_rows: bool = False,
         name: str = "table",
     ) -> None:
-        if not 0 <= held_out < 1:
-            raise UserError(f"data.corpus.held_out is {held_out}; it must be a share, at least 0 and below 1")
-        if held_out and val:
-            raise UserError("data.corpus.held_out and data.corpus.val both say what validation is; give one of them")
-        self.root = Path(root)
-        self.files = {"train": train, "val": val, "test": test}
+        super().__init__(root, {"train": train, "val": val, "test": test}, held_out, name)
         self.text = text
         self.second = second
         self.label = label
         self.columns = columns
         self.labels = labels
         self.regression = regression
-        self.held_out = held_out
         self.skip_bad_rows = skip_bad_rows
-        self.name = name
-
-    @property
-    def splits(self) -> list[str]:
-        """The splits that there are files of."""
-        return [split for split in SPLITS if self.files[split] or (split == "val" and self.held_out)]
 
     @property
     def options(self) -> list:
@@ -113,19 +101,13 @@ class LabelledFiles:
         numbers = all(label.removeprefix("-").isdigit() for label in found)
         return sorted(found, key=int if numbers else None)
 
-    def prepare(self) -> None:
-        """Make files that can be made."""
-
     def sources(self, split: str) -> list[Source]:
         """The files of a split.
 
         Raises:
             UserError: there is no such split, or its files are not there.
         """
-        if split not in self.splits:
-            raise UserError(f"the dataset {self.name} has no {split} split; it has {', '.join(self.splits)}")
-        self.prepare()
-        wanted = "train" if self.held_out and split == "val" else split
+        wanted = self.files_split(split)
         found = find(self.root, self.files[wanted])
         if not found:
             raise UserError(
