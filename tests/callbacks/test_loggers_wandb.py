@@ -89,7 +89,7 @@ def test_wandb__what_a_training_leaves(trained):
         last = [row[f"{split}/mAP_50"] for row in rows if f"{split}/mAP_50" in row][-1]
         assert last == pytest.approx(results[split]["mAP_50"], rel=1e-6)
     panels = {name.rsplit("/", 1)[0] for row in rows for name in row if name.endswith("/_type")}
-    assert panels == {"val/pictures", "test/confusion_matrix", "test/precision_recall", "test/f1"}
+    assert panels == {"val/pictures", "test/confusion_matrix", "test/precision_recall", "test/f1", "test/errors"}
     boxes = [json.loads(file.read_text()) for file in trained.rglob("*.boxes2D.json")]
     assert any(entry["box_data"] for entry in boxes)
 
