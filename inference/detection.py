@@ -17,7 +17,7 @@ from datamodules.selective_search import known_source
 from inference.pictures import Picture, as_image
 from lightning_modules.detection import in_original_pixels
 from models.detection.detector import Detections, Detector
-from models.detection.tta import TestTimeAugmentation, View
+from models.detection.postprocessing.tta import TestTimeAugmentation, View
 from visualisation.boxes import draw_boxes
 
 PROPOSALS = ("proposals", "proposals_valid")  # what a batch has for detectors that need them

@@ -16,7 +16,7 @@ from metrics.exact import ExactMetric, from_rank_zero
 from metrics.loss import DatasetLoss
 from metrics.tide import tide
 from models.detection.detector import Detections, Detector
-from models.detection.tta import TestTimeAugmentation, View
+from models.detection.postprocessing.tta import TestTimeAugmentation, View
 from models.detection.weights import load_weights
 
 

@@ -14,10 +14,10 @@ from callbacks.checkpoint_io import load_verified
 from datamodules.collate import collate_detection
 from datamodules.loader import EpochBatches, ResumableLoader
 from lightning_modules.detection import DetectionModule
-from models.detection.box_ridge import fit_ridge
 from models.detection.boxes import pairwise_iou
-from models.detection.linear_svm import HardNegativeSVM
-from models.detection.region_classifier import RegionClassifier, Regions
+from models.detection.regions.box_ridge import fit_ridge
+from models.detection.regions.linear_svm import HardNegativeSVM
+from models.detection.regions.region_classifier import RegionClassifier, Regions
 
 log = logging.getLogger(__name__)
 

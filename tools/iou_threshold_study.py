@@ -25,9 +25,9 @@ from lightning_modules.cli import TriptychCLI
 from lightning_modules.detection import in_original_pixels
 from metrics.coco import IOU_THRESHOLDS
 from metrics.detection import DetectionMetric
-from models.detection.cascade import CascadeRoIHead
 from models.detection.detector import Detections
-from models.detection.roi_head import RoIHead
+from models.detection.roi.cascade import CascadeRoIHead
+from models.detection.roi.roi_head import RoIHead
 from models.detection.two_stage import TwoStageDetector
 
 COLUMNS = {"AP": "mAP"} | {f"AP{t}": f"mAP_{t}" for t in (50, 60, 70, 80, 90)}
@@ -77,9 +77,11 @@ def second_stages(thresholds: Sequence[float]) -> dict[str, list[str]]:
     values = json.dumps(list(thresholds))
     codes = [[10 * i, 10 * i, 5 * i, 5 * i] for i in range(1, len(thresholds) + 1)]
     weights = [0.5**i for i in range(len(thresholds))]
-    single = {f"u={u:g}": [HEAD, "models.detection.roi_head.RoIHead", f"{HEAD}.positive_iou={u}"] for u in thresholds}
-    integral = [HEAD, "models.detection.integral_roi_head.IntegralRoIHead", f"{HEAD}.positive_ious={values}"]
-    cascade = [HEAD, "models.detection.cascade.CascadeRoIHead", f"{HEAD}.positive_ious={values}"]
+    single = {
+        f"u={u:g}": [HEAD, "models.detection.roi.roi_head.RoIHead", f"{HEAD}.positive_iou={u}"] for u in thresholds
+    }
+    integral = [HEAD, "models.detection.roi.integral_roi_head.IntegralRoIHead", f"{HEAD}.positive_ious={values}"]
+    cascade = [HEAD, "models.detection.roi.cascade.CascadeRoIHead", f"{HEAD}.positive_ious={values}"]
     cascade += [f"{HEAD}.code_weights={json.dumps(codes)}", f"{HEAD}.loss_weights={json.dumps(weights)}"]
     return {**single, "integral": integral, "cascade": cascade}
 

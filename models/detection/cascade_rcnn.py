@@ -7,9 +7,9 @@ from typing import NamedTuple
 from torch import nn
 
 from errors import UserError
-from models.detection.cascade import CascadeRoIHead
 from models.detection.faster_rcnn import Norm, resnet50
 from models.detection.proposals import ProposalSelector
+from models.detection.roi.cascade import CascadeRoIHead
 from models.detection.rpn import RPN
 from models.detection.two_stage import TwoStageDetector
 from models.necks import FPN, Neck

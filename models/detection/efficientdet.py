@@ -9,13 +9,13 @@ from errors import UserError
 from models.backbones.timm_backbone import TimmBackbone
 from models.detection.anchors import AnchorGenerator
 from models.detection.box_coder import BoxCoder
-from models.detection.efficientdet_head import EfficientDetHead
-from models.detection.focal_loss import FocalLoss
-from models.detection.huber_loss import HuberLoss
+from models.detection.converters.effdet import from_effdet
+from models.detection.dense_heads.efficientdet_head import EfficientDetHead
+from models.detection.losses.focal_loss import FocalLoss
+from models.detection.losses.huber_loss import HuberLoss
 from models.detection.matcher import Matcher
 from models.detection.one_stage import OneStageDetector
-from models.detection.postprocess import Postprocessor
-from models.detection.weights_effdet import from_effdet
+from models.detection.postprocessing.postprocess import Postprocessor
 from models.necks.bifpn import BiFPN
 
 

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from errors import UserError
 from models.backbones.classic import VGG16
 from models.backbones.resnet import ResNet
-from models.detection.box_heads import ConvFCHead, ResNetHead, VGGHead
-from models.detection.nms import HardNMS
+from models.detection.converters.torchvision_faster_rcnn import from_torchvision_faster_rcnn
+from models.detection.postprocessing.nms import HardNMS
 from models.detection.proposals import ProposalSelector
-from models.detection.roi_extractor import RoIExtractor
-from models.detection.roi_head import RoIHead
-from models.detection.roi_postprocess import RoIPostprocessor
+from models.detection.roi.box_heads import ConvFCHead, ResNetHead, VGGHead
+from models.detection.roi.roi_extractor import RoIExtractor
+from models.detection.roi.roi_head import RoIHead
+from models.detection.roi.roi_postprocess import RoIPostprocessor
 from models.detection.rpn import RPN
 from models.detection.sampler import RandomSampler
 from models.detection.sized_anchors import SizedAnchors
 from models.detection.two_stage import TwoStageDetector
-from models.detection.weights_torchvision_faster_rcnn import from_torchvision_faster_rcnn
 from models.necks import FPN, Neck, NormalisedFPN
 
 Norm = Literal["frozen", "batch"]

@@ -10,9 +10,9 @@ from errors import UserError
 from models.detection.anchors import Anchors, Pyramid
 from models.detection.box_coder import BoxCoder
 from models.detection.detector import Detections, Detector, Targets
+from models.detection.losses.normalisers import Normaliser, PerBatch
 from models.detection.matcher import AnchorMatcher
-from models.detection.normalisers import Normaliser, PerBatch
-from models.detection.postprocess import DensePostprocessor
+from models.detection.postprocessing.postprocess import DensePostprocessor
 from models.loss_term import LossTerm
 from models.necks import Neck
 

@@ -10,18 +10,18 @@ from errors import UserError
 from models.backbones.resnet import ResNet
 from models.detection.anchors import Anchors
 from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
-from models.detection.focal_loss import FocalLoss
-from models.detection.iou_loss import GIoULoss
+from models.detection.converters.torchvision_retinanet import from_torchvision_retinanet
+from models.detection.dense_heads.retinanet_head import RetinaNetHead
+from models.detection.losses.focal_loss import FocalLoss
+from models.detection.losses.iou_loss import GIoULoss
+from models.detection.losses.normalisers import MovingAverage, Normaliser, PerImage
+from models.detection.losses.smooth_l1_loss import SmoothL1Loss
 from models.detection.low_quality_matcher import LowQualityMatcher
 from models.detection.matcher import AnchorMatcher
-from models.detection.nms import HardNMS
-from models.detection.normalisers import MovingAverage, Normaliser, PerImage
 from models.detection.one_stage import OneStageDetector
-from models.detection.postprocess import DensePostprocessor, Postprocessor
-from models.detection.retinanet_head import RetinaNetHead
+from models.detection.postprocessing.nms import HardNMS
+from models.detection.postprocessing.postprocess import DensePostprocessor, Postprocessor
 from models.detection.sized_anchors import SizedAnchors
-from models.detection.smooth_l1_loss import SmoothL1Loss
-from models.detection.weights_torchvision_retinanet import from_torchvision_retinanet
 from models.necks import FPN, Neck
 
 STRIDES = (8, 16, 32, 64, 128)

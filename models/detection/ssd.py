@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from errors import UserError
 from models.backbones.ssd_vgg import EXTRAS_300, EXTRAS_512, SSDVGG, Extra
 from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
+from models.detection.converters.torchvision_ssd import from_torchvision_ssd
 from models.detection.default_boxes import DefaultBoxes
-from models.detection.hard_negative_loss import HardNegativeLoss
+from models.detection.dense_heads.ssd_head import SSDHead
+from models.detection.losses.hard_negative_loss import HardNegativeLoss
+from models.detection.losses.normalisers import PerBatch
+from models.detection.losses.smooth_l1_loss import SmoothL1Loss
 from models.detection.matcher import AnchorMatcher, Matcher
-from models.detection.normalisers import PerBatch
 from models.detection.one_stage import OneStageDetector
-from models.detection.postprocess import DensePostprocessor
-from models.detection.smooth_l1_loss import SmoothL1Loss
-from models.detection.softmax_postprocess import SoftmaxPostprocessor
-from models.detection.ssd_head import SSDHead
-from models.detection.weights_torchvision_ssd import from_torchvision_ssd
+from models.detection.postprocessing.postprocess import DensePostprocessor
+from models.detection.postprocessing.softmax_postprocess import SoftmaxPostprocessor
 
 
 class Layout(NamedTuple):

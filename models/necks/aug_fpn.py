@@ -15,7 +15,7 @@ class Pyramid(list[Tensor]):
 
     Attributes:
         laterals: the backbone's features in the pyramid's width before any fusion (B, C, H_l, W_l), finest first, for
-            consistent supervision (`models.detection.consistent_supervision`).
+            consistent supervision (`models.detection.roi.consistent_supervision`).
     """
 
     def __init__(self, levels: Iterable[Tensor], laterals: Sequence[Tensor]) -> None:

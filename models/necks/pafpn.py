@@ -15,7 +15,7 @@ class PAFPN(FPN):
     The finest level stays as it is; each further one is a 3 x 3 convolution of its FPN level plus the strided 3 x 3
     convolution of the new level before it, every convolution of the path followed by a ReLU. The path runs over the
     backbone's levels; the coarser ones are made from its end as `extra` says. (The paper's adaptive feature pooling is
-    part of the second stage: `models.detection.roi_extractor.AllLevelsRoIExtractor`.)
+    part of the second stage: `models.detection.roi.roi_extractor.AllLevelsRoIExtractor`.)
 
     Args:
         in_channels: see `FPN`, like the other arguments.

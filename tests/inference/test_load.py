@@ -185,8 +185,11 @@ def write(path, network, weights):
 
 
 def test_parts_are_built_from_the_configuration(tmp_path):
-    nms = {"class_path": "models.detection.nms.SoftNMS", "init_args": {}}
-    postprocessor = {"class_path": "models.detection.postprocess.Postprocessor", "init_args": {"nms": nms}}
+    nms = {"class_path": "models.detection.postprocessing.nms.SoftNMS", "init_args": {}}
+    postprocessor = {
+        "class_path": "models.detection.postprocessing.postprocess.Postprocessor",
+        "init_args": {"nms": nms},
+    }
     network = {"class_path": "models.detection.EfficientDet", "init_args": {"postprocessor": postprocessor}}
     path = write(tmp_path / "a.ckpt", network, EfficientDet(num_classes=2).state_dict())
     assert type(load(path).network.postprocessor.nms).__name__ == "SoftNMS"

@@ -7,12 +7,12 @@ from torchvision.ops import roi_align
 
 from errors import UserError
 from models.backbones.resnet import ResNet
-from models.detection.consistent_supervision import ConsistentRoIHead
-from models.detection.roi_extractor import RoIExtractor
-from models.detection.roi_head import RoIHead
+from models.detection.roi.consistent_supervision import ConsistentRoIHead
+from models.detection.roi.roi_extractor import RoIExtractor
+from models.detection.roi.roi_head import RoIHead
+from models.detection.roi.soft_roi import SoftRoIExtractor
 from models.detection.rpn import RPN
 from models.detection.sampler import RandomSampler
-from models.detection.soft_roi import SoftRoIExtractor
 from models.detection.two_stage import TwoStageDetector
 from models.necks.aug_fpn import AugFPN, ResidualFeatureAugmentation
 from models.necks.fpn import FPN

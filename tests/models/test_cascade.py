@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.detection.cascade import CascadeRoIHead
 from models.detection.matcher import NEGATIVE
-from models.detection.roi_extractor import RoIExtractor
-from models.detection.roi_head import class_scores, refine
+from models.detection.roi.cascade import CascadeRoIHead
+from models.detection.roi.roi_extractor import RoIExtractor
+from models.detection.roi.roi_head import class_scores, refine
 from models.detection.sampler import RandomSampler
 
 SIZE = torch.tensor([[256, 200], [256, 256]])

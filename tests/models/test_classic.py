@@ -5,8 +5,8 @@ from torch import nn
 
 from errors import UserError
 from models.backbones.classic import VGG16, ZF5, AlexNet, CaffeNet, LocalNormalisation, scaled
-from models.detection.box_heads import VGGHead
-from models.detection.classic_heads import AlexNetHead, LowRankLinear
+from models.detection.regions.classic_heads import AlexNetHead, LowRankLinear
+from models.detection.roi.box_heads import VGGHead
 
 
 def count(*modules):

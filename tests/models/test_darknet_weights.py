@@ -8,13 +8,13 @@ from torch import nn
 
 from errors import UserError
 from models.backbones.darknet import Darknet19, Darknet53, DarknetClassifier, DarknetConv, YOLOv1Backbone
-from models.detection.darknet_weights import read_darknet, write_darknet
 from models.detection.weights import load_weights
-from models.detection.yolo_head import PriorPrediction
-from models.detection.yolo_v1 import YOLOv1
-from models.detection.yolo_v1_head import LocallyConnected
-from models.detection.yolo_v2 import YOLOv2
-from models.detection.yolo_v3 import YOLOv3
+from models.detection.yolo.darknet_weights import read_darknet, write_darknet
+from models.detection.yolo.yolo_head import PriorPrediction
+from models.detection.yolo.yolo_v1 import YOLOv1
+from models.detection.yolo.yolo_v1_head import LocallyConnected
+from models.detection.yolo.yolo_v2 import YOLOv2
+from models.detection.yolo.yolo_v3 import YOLOv3
 from tests.models import darknet_program as program
 
 THIN = {

@@ -5,9 +5,9 @@ import torch
 
 from errors import UserError
 from models.backbones.classic import VGG16, AlexNet
-from models.detection.box_heads import ConvFCHead, TwoFCHead
-from models.detection.fast_rcnn import FastRCNN, FastRoIHead
-from models.detection.roi_extractor import RoIExtractor
+from models.detection.regions.fast_rcnn import FastRCNN, FastRoIHead
+from models.detection.roi.box_heads import ConvFCHead, TwoFCHead
+from models.detection.roi.roi_extractor import RoIExtractor
 from models.necks.fpn import FPN
 from tests.models.historic_cases import batch, found, overfit, run
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.detection.boxes import pairwise_iou
-from models.detection.fusion import Suppression, WeightedBoxFusion
-from models.detection.nms import HardNMS, SoftNMS
+from models.detection.postprocessing.fusion import Suppression, WeightedBoxFusion
+from models.detection.postprocessing.nms import HardNMS, SoftNMS
 
 
 def sources(*images, places=3):

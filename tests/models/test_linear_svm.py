@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.detection.box_ridge import fit_ridge, whitening
-from models.detection.linear_svm import NEVER, HardNegativeSVM, train_svm
+from models.detection.regions.box_ridge import fit_ridge, whitening
+from models.detection.regions.linear_svm import NEVER, HardNegativeSVM, train_svm
 
 RNG = np.random.default_rng
 

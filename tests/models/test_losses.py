@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from models.detection import focal_loss as focal_module
-from models.detection.focal_loss import FocalLoss
-from models.detection.huber_loss import HuberLoss
+from models.detection.losses import focal_loss as focal_module
+from models.detection.losses.focal_loss import FocalLoss
+from models.detection.losses.huber_loss import HuberLoss
 from models.detection.matcher import IGNORED, NEGATIVE
 from models.loss_term import LossTerm
 

@@ -19,7 +19,7 @@ init_args:
     class_path: models.necks.bifpn.BiFPN
     init_args: {channels: 16, num_levels: 3, repeats: 1}
   head:
-    class_path: models.detection.efficientdet_head.EfficientDetHead
+    class_path: models.detection.dense_heads.efficientdet_head.EfficientDetHead
     init_args: {repeats: 1}
   anchors:
     class_path: models.detection.anchors.AnchorGenerator
@@ -29,14 +29,14 @@ init_args:
     init_args: {negative_iou: 0.4}
   box_coder: {class_path: models.detection.box_coder.BoxCoder}
   class_loss:
-    class_path: models.detection.focal_loss.FocalLoss
+    class_path: models.detection.losses.focal_loss.FocalLoss
     init_args: {gamma: 2.0}
-  box_loss: {class_path: models.detection.huber_loss.HuberLoss}
+  box_loss: {class_path: models.detection.losses.huber_loss.HuberLoss}
   postprocessor:
-    class_path: models.detection.postprocess.Postprocessor
+    class_path: models.detection.postprocessing.postprocess.Postprocessor
     init_args:
       max_detections: 7
-      nms: {class_path: models.detection.nms.SoftNMS}
+      nms: {class_path: models.detection.postprocessing.nms.SoftNMS}
 """
 
 

@@ -3,8 +3,8 @@ import torch
 from torchvision.ops import batched_nms, box_iou
 
 from models.detection.box_coder import BoxCoder
-from models.detection.nms import HardNMS, SoftNMS
-from models.detection.postprocess import Postprocessor
+from models.detection.postprocessing.nms import HardNMS, SoftNMS
+from models.detection.postprocessing.postprocess import Postprocessor
 
 
 def candidates(batch, count, num_classes, seed=0):

@@ -154,13 +154,13 @@ init_args:
         init_args: {name: resnet18, frozen_stages: 0, norm: batch, feedback_channels: 16}
       neck: {class_path: models.necks.fpn.FPN, init_args: {channels: 16}}
   neck: models.necks.recursive_fpn.IdentityNeck
-  head: {class_path: models.detection.efficientdet_head.EfficientDetHead, init_args: {repeats: 1}}
+  head: {class_path: models.detection.dense_heads.efficientdet_head.EfficientDetHead, init_args: {repeats: 1}}
   anchors: {class_path: models.detection.anchors.AnchorGenerator}
   matcher: {class_path: models.detection.matcher.Matcher}
   box_coder: {class_path: models.detection.box_coder.BoxCoder}
-  class_loss: {class_path: models.detection.focal_loss.FocalLoss}
-  box_loss: {class_path: models.detection.huber_loss.HuberLoss}
-  postprocessor: {class_path: models.detection.postprocess.Postprocessor}
+  class_loss: {class_path: models.detection.losses.focal_loss.FocalLoss}
+  box_loss: {class_path: models.detection.losses.huber_loss.HuberLoss}
+  postprocessor: {class_path: models.detection.postprocessing.postprocess.Postprocessor}
 """
 FASTER_RCNN = """
 class_path: models.detection.two_stage.TwoStageDetector
@@ -178,7 +178,7 @@ init_args:
         init_args: {name: resnet18, frozen_stages: 0, norm: batch, out_indices: [1, 2, 3, 4], feedback_channels: 16}
       neck: {class_path: models.necks.fpn.FPN, init_args: {channels: 16, extra: pool}}
   rpn: models.detection.rpn.RPN
-  roi_head: models.detection.roi_head.RoIHead
+  roi_head: models.detection.roi.roi_head.RoIHead
 """
 
 

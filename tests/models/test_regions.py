@@ -7,12 +7,12 @@ import torch
 
 from errors import UserError
 from models.backbones.classic import ZF5, AlexNet
-from models.detection.box_heads import TwoFCHead
 from models.detection.matcher import IGNORED, NEGATIVE
-from models.detection.rcnn import RCNN
-from models.detection.spatial_pyramid import best_scale, pyramid_pool, response_cells
-from models.detection.sppnet import SPPNet
-from models.detection.warp import warp, with_context
+from models.detection.regions.rcnn import RCNN
+from models.detection.regions.spatial_pyramid import best_scale, pyramid_pool, response_cells
+from models.detection.regions.sppnet import SPPNet
+from models.detection.regions.warp import warp, with_context
+from models.detection.roi.box_heads import TwoFCHead
 from tests.models.historic_cases import batch, found, overfit, run
 
 

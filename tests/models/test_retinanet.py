@@ -11,14 +11,14 @@ from torchvision.ops import generalized_box_iou_loss
 from errors import UserError
 from models.backbones.resnet import ResNet
 from models.backbones.timm_backbone import TimmBackbone
-from models.detection.focal_loss import FocalLoss
-from models.detection.iou_loss import GIoULoss
+from models.detection.dense_heads.retinanet_head import RetinaNetHead
+from models.detection.losses.focal_loss import FocalLoss
+from models.detection.losses.iou_loss import GIoULoss
+from models.detection.losses.normalisers import MovingAverage, PerBatch, PerImage
+from models.detection.losses.smooth_l1_loss import SmoothL1Loss
 from models.detection.matcher import NEGATIVE
-from models.detection.normalisers import MovingAverage, PerBatch, PerImage
 from models.detection.retinanet import FORMS, RetinaNet
-from models.detection.retinanet_head import RetinaNetHead
 from models.detection.sized_anchors import SizedAnchors
-from models.detection.smooth_l1_loss import SmoothL1Loss
 from models.necks import FPN
 from tools.model_table import count_macs
 

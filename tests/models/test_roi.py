@@ -8,14 +8,14 @@ import torchvision
 from torch import nn
 
 from models.detection.box_coder import BoxCoder
-from models.detection.box_heads import AdaptiveTwoFCHead, ConvFCHead, TwoFCHead
-from models.detection.gathered_roi_align import gathered_roi_align
-from models.detection.integral_roi_head import IntegralRoIHead
 from models.detection.matcher import NEGATIVE
-from models.detection.roi_extractor import AllLevelsRoIExtractor, RoIExtractor
-from models.detection.roi_head import BoxPredictor, RoIHead, refine
-from models.detection.roi_postprocess import RoIPostprocessor
-from models.detection.roi_training import box_losses, class_losses, sample_rois
+from models.detection.roi.box_heads import AdaptiveTwoFCHead, ConvFCHead, TwoFCHead
+from models.detection.roi.gathered_roi_align import gathered_roi_align
+from models.detection.roi.integral_roi_head import IntegralRoIHead
+from models.detection.roi.roi_extractor import AllLevelsRoIExtractor, RoIExtractor
+from models.detection.roi.roi_head import BoxPredictor, RoIHead, refine
+from models.detection.roi.roi_postprocess import RoIPostprocessor
+from models.detection.roi.roi_training import box_losses, class_losses, sample_rois
 from models.detection.sampler import RandomSampler
 
 ALL = torch.ones(2, 40, dtype=torch.bool)

@@ -10,9 +10,9 @@ from errors import UserError
 from models.backbones.ssd_vgg import SSDVGG
 from models.detection.box_coder import BoxCoder
 from models.detection.default_boxes import DefaultBoxes
-from models.detection.hard_negative_loss import HardNegativeLoss
+from models.detection.losses.hard_negative_loss import HardNegativeLoss
 from models.detection.matcher import IGNORED, NEGATIVE
-from models.detection.softmax_postprocess import SoftmaxPostprocessor
+from models.detection.postprocessing.softmax_postprocess import SoftmaxPostprocessor
 from models.detection.ssd import FORMS, SSD
 from tools.model_table import count_macs
 

@@ -5,9 +5,9 @@ import torch
 
 from errors import UserError
 from models.detection.detector import Detector
-from models.detection.fusion import Suppression
-from models.detection.nms import HardNMS
-from models.detection.tta import TestTimeAugmentation, _make_view
+from models.detection.postprocessing.fusion import Suppression
+from models.detection.postprocessing.nms import HardNMS
+from models.detection.postprocessing.tta import TestTimeAugmentation, _make_view
 
 
 class FindsWhite(Detector):

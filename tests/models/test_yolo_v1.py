@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from errors import UserError
-from models.detection.yolo_v1 import VARIANTS, CellTargets, YOLOv1
-from models.detection.yolo_v1_head import GridOutputs, GridPrediction, LocallyConnected
+from models.detection.yolo.yolo_v1 import VARIANTS, CellTargets, YOLOv1
+from models.detection.yolo.yolo_v1_head import GridOutputs, GridPrediction, LocallyConnected
 from tests.models.yolo_cases import assert_finds_all, iou, make_targets, overfit, random_targets, real_objects
 from tools.model_table import count_macs
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from errors import UserError
-from models.detection.yolo import row_iou
-from models.detection.yolo_assign import assign_priors
-from models.detection.yolo_head import prior_grid
-from models.detection.yolo_v2 import COCO_PRIORS, VOC_PRIORS, YOLOv2, reorganise
+from models.detection.yolo.base import row_iou
+from models.detection.yolo.yolo_assign import assign_priors
+from models.detection.yolo.yolo_head import prior_grid
+from models.detection.yolo.yolo_v2 import COCO_PRIORS, VOC_PRIORS, YOLOv2, reorganise
 from tests.models.darknet_program import reorg
 from tests.models.yolo_cases import assert_finds_all, iou, make_targets, overfit, random_targets, real_objects
 from tools.model_table import count_macs

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from errors import UserError
-from models.detection.yolo_assign import assign_priors
-from models.detection.yolo_head import PriorPrediction, prior_grid
-from models.detection.yolo_postprocess import YOLOPostprocessor
-from models.detection.yolo_v3 import COCO_PRIORS, YOLOv3
+from models.detection.yolo.yolo_assign import assign_priors
+from models.detection.yolo.yolo_head import PriorPrediction, prior_grid
+from models.detection.yolo.yolo_postprocess import YOLOPostprocessor
+from models.detection.yolo.yolo_v3 import COCO_PRIORS, YOLOv3
 from tests.models.yolo_cases import assert_finds_all, iou, make_targets, overfit, random_targets, real_objects
 from tools.model_table import count_macs
 

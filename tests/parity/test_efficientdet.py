@@ -13,8 +13,8 @@ from torch import nn
 effdet = pytest.importorskip("effdet")
 
 from models.detection import EfficientDet  # noqa: E402
-from models.detection.nms import SoftNMS  # noqa: E402
-from models.detection.postprocess import Postprocessor  # noqa: E402
+from models.detection.postprocessing.nms import SoftNMS  # noqa: E402
+from models.detection.postprocessing.postprocess import Postprocessor  # noqa: E402
 from models.detection.weights import load_weights  # noqa: E402
 
 SIZE = 128

@@ -13,12 +13,12 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_res
 from torchvision.models.detection._utils import overwrite_eps
 
 from models.backbones.resnet import freeze_norms
+from models.detection.converters.torchvision_faster_rcnn import from_torchvision_faster_rcnn
 from models.detection.faster_rcnn import FasterRCNN
 from models.detection.proposals import ProposalSelector
-from models.detection.roi_postprocess import RoIPostprocessor
+from models.detection.roi.roi_postprocess import RoIPostprocessor
 from models.detection.sampler import GOLDEN, RandomSampler
 from models.detection.weights import load_weights
-from models.detection.weights_torchvision_faster_rcnn import from_torchvision_faster_rcnn
 
 SIZE = 96
 CLASSES = 7

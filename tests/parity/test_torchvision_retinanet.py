@@ -13,9 +13,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from models.backbones.resnet import ResNet
+from models.detection.converters.torchvision_retinanet import from_torchvision_retinanet
 from models.detection.retinanet import FORMS, RetinaNet
 from models.detection.weights import load_weights
-from models.detection.weights_torchvision_retinanet import from_torchvision_retinanet
 
 CLASSES = 5
 HEIGHT, WIDTH = 96, 160  # torchvision's cells are not where the strides of the coarse levels say

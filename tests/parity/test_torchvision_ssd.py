@@ -6,9 +6,9 @@ from torch import nn
 from torchvision.models.detection import ssd300_vgg16
 from torchvision.ops import box_iou
 
+from models.detection.converters.torchvision_ssd import from_torchvision_ssd
 from models.detection.ssd import SSD
 from models.detection.weights import load_weights
-from models.detection.weights_torchvision_ssd import from_torchvision_ssd
 
 CLASSES = 4
 SIZE = 300

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from torchvision.ops import box_iou
 
 from models.detection import CascadeRCNN, Detector, FasterRCNN
-from models.detection.cascade import CascadeRoIHead
+from models.detection.roi.cascade import CascadeRoIHead
 from models.necks import FPN, NASFPN, PAFPN, AugFPN, BiFPN, RecursiveFPN
 from tests.helpers import ROOT, SMALL, finish, train
 from tools import iou_threshold_study

@@ -12,7 +12,7 @@ from PIL import Image
 
 import inference
 from models.detection import TestTimeAugmentation
-from models.detection.darknet_weights import write_darknet
+from models.detection.yolo.darknet_weights import write_darknet
 from tests.helpers import ROOT, SMALL, finish, train
 from train import main
 

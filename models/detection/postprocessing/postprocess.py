@@ -9,7 +9,7 @@ from torch import Tensor
 from models.detection.box_coder import BoxCoder
 from models.detection.boxes import clip_boxes
 from models.detection.detector import Detections
-from models.detection.nms import HardNMS, SoftNMS
+from models.detection.postprocessing.nms import HardNMS, SoftNMS
 
 
 class DensePostprocessor(ABC):

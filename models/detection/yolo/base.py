@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from errors import UserError
 from models.detection.boxes import pairwise_iou
-from models.detection.darknet_weights import read_darknet
 from models.detection.detector import Detections, Detector
-from models.detection.yolo_postprocess import YOLOPostprocessor
+from models.detection.yolo.darknet_weights import read_darknet
+from models.detection.yolo.yolo_postprocess import YOLOPostprocessor
 from models.loss_term import LossTerm
 
 TORCH_FILES = (b"PK", b"\x80\x02")  # how they begin: a zip archive, or a pickle before torch 1.6

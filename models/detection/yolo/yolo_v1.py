@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from errors import UserError
 from models.backbones.darknet import YOLOv1Backbone, scaled
 from models.detection.detector import Targets
-from models.detection.nms import HardNMS
-from models.detection.yolo import YOLO, output_parameters, per_image, row_iou
-from models.detection.yolo_postprocess import YOLOPostprocessor
-from models.detection.yolo_v1_head import GridOutputs, GridPrediction, LocallyConnected, initialise_
+from models.detection.postprocessing.nms import HardNMS
+from models.detection.yolo.base import YOLO, output_parameters, per_image, row_iou
+from models.detection.yolo.yolo_postprocess import YOLOPostprocessor
+from models.detection.yolo.yolo_v1_head import GridOutputs, GridPrediction, LocallyConnected, initialise_
 from models.loss_term import LossTerm
 
 STRIDE = 64

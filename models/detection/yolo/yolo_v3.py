@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.backbones.darknet import Darknet53, DarknetConv, scaled
 from models.detection.detector import Targets
-from models.detection.yolo import (
+from models.detection.yolo.base import (
     YOLO,
     best_overlap,
     box_scale,
@@ -19,9 +19,9 @@ from models.detection.yolo import (
     output_parameters,
     per_image,
 )
-from models.detection.yolo_assign import Assignment, assign_priors
-from models.detection.yolo_head import Prediction, PriorGrid, PriorPrediction, prior_grid
-from models.detection.yolo_postprocess import YOLOPostprocessor
+from models.detection.yolo.yolo_assign import Assignment, assign_priors
+from models.detection.yolo.yolo_head import Prediction, PriorGrid, PriorPrediction, prior_grid
+from models.detection.yolo.yolo_postprocess import YOLOPostprocessor
 from models.loss_term import LossTerm
 
 # Clusters of COCO's boxes, width and height in pixels of a 416-pixel input (section 2.3; `cfg/yolov3.cfg`).

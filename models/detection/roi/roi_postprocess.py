@@ -6,9 +6,9 @@ from torch import Tensor
 from models.detection.box_coder import BoxCoder
 from models.detection.boxes import clip_boxes
 from models.detection.detector import Detections
-from models.detection.nms import HardNMS, SoftNMS
+from models.detection.postprocessing.nms import HardNMS, SoftNMS
 from models.detection.precision import at_least_float32
-from models.detection.roi_training import own_codes
+from models.detection.roi.roi_training import own_codes
 
 
 class RoIPostprocessor:

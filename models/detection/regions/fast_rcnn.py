@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from errors import UserError
 from models.backbones.classic import VGG16
 from models.detection.box_coder import BoxCoder
-from models.detection.box_heads import VGGHead
-from models.detection.classic_heads import LowRankLinear
 from models.detection.detector import Detections, Detector, Targets
-from models.detection.given_proposals import given_proposals
-from models.detection.nms import HardNMS
-from models.detection.roi_extractor import RoIExtractor
-from models.detection.roi_head import RoIHead
-from models.detection.roi_postprocess import RoIPostprocessor
+from models.detection.postprocessing.nms import HardNMS
+from models.detection.regions.classic_heads import LowRankLinear
+from models.detection.regions.given_proposals import given_proposals
+from models.detection.roi.box_heads import VGGHead
+from models.detection.roi.roi_extractor import RoIExtractor
+from models.detection.roi.roi_head import RoIHead
+from models.detection.roi.roi_postprocess import RoIPostprocessor
 from models.detection.sampler import RandomSampler
 from models.loss_term import LossTerm
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.classic import ZF5, ClassicBackbone
-from models.detection.box_heads import TwoFCHead
-from models.detection.region_classifier import RegionClassifier
-from models.detection.roi_postprocess import RoIPostprocessor
+from models.detection.regions.region_classifier import RegionClassifier
+from models.detection.regions.spatial_pyramid import LEVELS, best_scale, pyramid_pool, response_cells
+from models.detection.roi.box_heads import TwoFCHead
+from models.detection.roi.roi_postprocess import RoIPostprocessor
 from models.detection.sampler import RandomSampler
-from models.detection.spatial_pyramid import LEVELS, best_scale, pyramid_pool, response_cells
 
 
 class SPPNet(RegionClassifier):

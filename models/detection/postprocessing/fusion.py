@@ -5,7 +5,7 @@ from torch import Tensor
 
 from models.detection.boxes import pairwise_iou
 from models.detection.detector import Detections
-from models.detection.nms import HardNMS, SoftNMS
+from models.detection.postprocessing.nms import HardNMS, SoftNMS
 
 
 class Suppression:

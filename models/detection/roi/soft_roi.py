@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.detection.roi_extractor import Method, RoIExtractor, with_image
+from models.detection.roi.roi_extractor import Method, RoIExtractor, with_image
 from models.necks.aug_fpn import spatial_weights
 
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from errors import UserError
 from models.backbones.darknet import DarknetConv
-from models.detection.yolo_head import PriorPrediction
-from models.detection.yolo_v1_head import GridPrediction, LocallyConnected
+from models.detection.yolo.yolo_head import PriorPrediction
+from models.detection.yolo.yolo_v1_head import GridPrediction, LocallyConnected
 
 
 class Header(NamedTuple):

@@ -4,7 +4,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.detection.box_heads import TwoFCHead
+from models.detection.roi.box_heads import TwoFCHead
 
 
 class AlexNetHead(TwoFCHead):

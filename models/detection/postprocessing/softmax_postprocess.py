@@ -8,8 +8,8 @@ from torch import Tensor
 from models.detection.box_coder import BoxCoder
 from models.detection.boxes import clip_boxes
 from models.detection.detector import Detections
-from models.detection.nms import HardNMS, SoftNMS
-from models.detection.postprocess import DensePostprocessor, suppress
+from models.detection.postprocessing.nms import HardNMS, SoftNMS
+from models.detection.postprocessing.postprocess import DensePostprocessor, suppress
 
 
 class SoftmaxPostprocessor(DensePostprocessor):

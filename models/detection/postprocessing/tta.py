@@ -11,7 +11,7 @@ from torch import Tensor
 from errors import UserError
 from models.detection.boxes import clip_boxes
 from models.detection.detector import Detections
-from models.detection.fusion import Suppression, WeightedBoxFusion
+from models.detection.postprocessing.fusion import Suppression, WeightedBoxFusion
 
 # (view, images (B, 3, H, W) uint8, image_size (B, 2)) -> detections in the pixels of the view
 Detect = Callable[["View", Tensor, Tensor], Detections]

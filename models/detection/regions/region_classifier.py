@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
 from models.detection.boxes import pairwise_iou
 from models.detection.detector import Detections, Detector, Targets
-from models.detection.given_proposals import given_proposals
 from models.detection.matcher import IGNORED, NEGATIVE
-from models.detection.nms import HardNMS
-from models.detection.roi_head import ClassPredictor, class_scores
-from models.detection.roi_postprocess import RoIPostprocessor
+from models.detection.postprocessing.nms import HardNMS
+from models.detection.regions.given_proposals import given_proposals
+from models.detection.roi.roi_head import ClassPredictor, class_scores
+from models.detection.roi.roi_postprocess import RoIPostprocessor
 from models.detection.sampler import RandomSampler
 from models.loss_term import LossTerm
 

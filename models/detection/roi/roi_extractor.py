@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
-from models.detection.gathered_roi_align import gathered_roi_align
+from models.detection.roi.gathered_roi_align import gathered_roi_align
 
 Method = Literal["align", "pool"]
 

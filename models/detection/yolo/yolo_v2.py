@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.backbones.darknet import Darknet19, DarknetConv, scaled
 from models.detection.detector import Targets
-from models.detection.yolo import (
+from models.detection.yolo.base import (
     YOLO,
     best_overlap,
     box_scale,
@@ -20,9 +20,9 @@ from models.detection.yolo import (
     per_image,
     row_iou,
 )
-from models.detection.yolo_assign import Assignment, assign_priors
-from models.detection.yolo_head import PriorGrid, PriorPrediction, prior_grid
-from models.detection.yolo_postprocess import YOLOPostprocessor
+from models.detection.yolo.yolo_assign import Assignment, assign_priors
+from models.detection.yolo.yolo_head import PriorGrid, PriorPrediction, prior_grid
+from models.detection.yolo.yolo_postprocess import YOLOPostprocessor
 from models.loss_term import LossTerm
 
 STRIDE = 32

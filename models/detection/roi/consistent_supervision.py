@@ -6,12 +6,12 @@ from torch import Tensor
 
 from errors import UserError
 from models.detection.box_coder import BoxCoder
-from models.detection.box_heads import TwoFCHead
 from models.detection.detector import Targets
-from models.detection.roi_extractor import RoIExtractor, with_image
-from models.detection.roi_head import BoxHead, BoxPredictor, RoIHead
-from models.detection.roi_postprocess import RoIPostprocessor
-from models.detection.roi_training import RoISamples, box_losses, class_losses, spread
+from models.detection.roi.box_heads import TwoFCHead
+from models.detection.roi.roi_extractor import RoIExtractor, with_image
+from models.detection.roi.roi_head import BoxHead, BoxPredictor, RoIHead
+from models.detection.roi.roi_postprocess import RoIPostprocessor
+from models.detection.roi.roi_training import RoISamples, box_losses, class_losses, spread
 from models.detection.sampler import RandomSampler
 from models.loss_term import LossTerm
 
@@ -20,8 +20,8 @@ class ConsistentRoIHead(RoIHead):
     """A second stage that also supervises what its pyramid was made of.
 
     The sampled proposals are pooled from every lateral of the pyramid as well, and a second head of the same kind, one
-    for all laterals, predicts from each: features of all levels learn to mean the same before they are added. The second head
-    takes part in the loss alone, so that detection costs nothing more.
+    for all laterals, predicts from each: features of all levels learn to mean the same before they are added. The
+    second head takes part in the loss alone, so that detection costs nothing more.
 
     Args:
         channels: see `RoIHead`, like all that follows but the last one.
@@ -76,7 +76,7 @@ class ConsistentRoIHead(RoIHead):
         if laterals is None:
             raise UserError(
                 "ConsistentRoIHead supervises the laterals of an AugFPN, but the network's neck shows none: "
-                "set the neck to models.necks.aug_fpn.AugFPN, or roi_head to models.detection.roi_head.RoIHead"
+                "set the neck to models.necks.aug_fpn.AugFPN, or roi_head to models.detection.roi.roi_head.RoIHead"
             )
         samples = self.sample(boxes, valid, targets)
         strides = self.extractor.strides

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.backbones.classic import AlexNet, ClassicBackbone
-from models.detection.classic_heads import AlexNetHead
-from models.detection.region_classifier import RegionClassifier
-from models.detection.roi_postprocess import RoIPostprocessor
+from models.detection.regions.classic_heads import AlexNetHead
+from models.detection.regions.region_classifier import RegionClassifier
+from models.detection.regions.warp import warp
+from models.detection.roi.roi_postprocess import RoIPostprocessor
 from models.detection.sampler import RandomSampler
-from models.detection.warp import warp
 
 
 class RCNN(RegionClassifier):

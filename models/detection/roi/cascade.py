@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
-from models.detection.box_heads import TwoFCHead
 from models.detection.detector import Detections, Targets
-from models.detection.roi_extractor import RoIExtractor
-from models.detection.roi_head import BoxHead, BoxPredictor, class_scores, refine
-from models.detection.roi_postprocess import RoIPostprocessor
-from models.detection.roi_training import RoISamples, box_losses, class_losses, sample_rois, spread
+from models.detection.roi.box_heads import TwoFCHead
+from models.detection.roi.roi_extractor import RoIExtractor
+from models.detection.roi.roi_head import BoxHead, BoxPredictor, class_scores, refine
+from models.detection.roi.roi_postprocess import RoIPostprocessor
+from models.detection.roi.roi_training import RoISamples, box_losses, class_losses, sample_rois, spread
 from models.detection.sampler import RandomSampler
 from models.loss_term import LossTerm
 

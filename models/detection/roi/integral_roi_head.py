@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from models.detection.detector import Detections, Targets
 from models.detection.matcher import NEGATIVE
-from models.detection.roi_head import ClassPredictor, RoIHead, class_scores
-from models.detection.roi_training import box_losses, class_losses, spread
+from models.detection.roi.roi_head import ClassPredictor, RoIHead, class_scores
+from models.detection.roi.roi_training import box_losses, class_losses, spread
 from models.loss_term import LossTerm
 
 

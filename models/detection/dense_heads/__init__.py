@@ -1,0 +1,1 @@
+"""Heads that predict for every anchor at once."""

@@ -1,0 +1,1 @@
+"""Losses of detectors, and what they are divided by."""

@@ -1,0 +1,1 @@
+"""From scores to detections: suppression, fusion, several views."""

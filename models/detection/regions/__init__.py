@@ -1,0 +1,1 @@
+"""Detectors on given proposals: R-CNN, SPPNet, Fast R-CNN."""

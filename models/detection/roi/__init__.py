@@ -1,0 +1,1 @@
+"""The second stage: features of regions, heads, cascades."""

@@ -1,0 +1,1 @@
+"""The three versions of YOLO, and darknet's files of weights."""
