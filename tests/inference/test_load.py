@@ -206,13 +206,13 @@ def test_parts_that_the_network_completes(tmp_path, detector):
         image_size=512,
         backbone=part("backbones.timm_backbone.TimmBackbone", name="tf_efficientnet_b0", pretrained=True),
         neck=part("necks.bifpn.BiFPN", channels=64, num_levels=5, repeats=3),
-        head=part("detection.efficientdet_head.EfficientDetHead", repeats=3),
+        head=part("detection.dense_heads.efficientdet_head.EfficientDetHead", repeats=3),
         anchors=part("detection.anchors.AnchorGenerator", strides=[8, 16, 32, 64, 128], scale=4),
         matcher=part("detection.matcher.Matcher"),
         box_coder=part("detection.box_coder.BoxCoder"),
-        class_loss=part("detection.focal_loss.FocalLoss"),
-        box_loss=part("detection.huber_loss.HuberLoss"),
-        postprocessor=part("detection.postprocess.Postprocessor"),
+        class_loss=part("detection.losses.focal_loss.FocalLoss"),
+        box_loss=part("detection.losses.huber_loss.HuberLoss"),
+        postprocessor=part("detection.postprocessing.postprocess.Postprocessor"),
     )
     path = write(tmp_path / "a.ckpt", network, detector.network.state_dict())
     np.testing.assert_array_equal(load(path, score_threshold=0.0)(noise(60, 90)).boxes, detector(noise(60, 90)).boxes)
