@@ -54,12 +54,16 @@ def medians(times: dict[str, list[float]], amount: int, unit: str = "images") ->
 def peak_megabytes(work: Work, device: str, calls: int = 1) -> float:
     """Peak memory of calls beyond what was held before: the allocator's on a GPU, else the process's.
 
-    A process's peak never falls: on a CPU it tells about the first work of a process only.
+    On a CPU the peak is forgotten before the calls where the system can do that (Linux); elsewhere a process's peak never
+    falls, and tells about the first work of a process only. What was freed and is used again does not count.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
+        forget = Path("/proc/self/clear_refs")
+        if forget.exists():
+            forget.write_text("5")  # the peak becomes what is held now
         before = peak_resident_megabytes()
     for _ in range(calls):
         work()
