@@ -54,8 +54,8 @@ def medians(times: dict[str, list[float]], amount: int, unit: str = "images") ->
 def peak_megabytes(work: Work, device: str, calls: int = 1) -> float:
     """Peak memory of calls beyond what was held before: the allocator's on a GPU, else the process's.
 
-    On a CPU the peak is forgotten before the calls where the system can do that (Linux); elsewhere a process's peak never
-    falls, and tells about the first work of a process only. What was freed and is used again does not count.
+    On a CPU the peak is forgotten before the calls where the system can do that (Linux); elsewhere a process's peak
+    never falls, and tells about the first work of a process only. What was freed and is used again does not count.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -174,6 +174,12 @@ class YOLOv1Backbone(_Stages):
         super().__init__(stages, [last], [64])
 
 
+class FastYOLOv1Backbone(YOLOv1Backbone):
+    """The 8 convolutions of Fast YOLO, with max-pooling between the first seven (`cfg/yolov1-tiny.cfg`)."""
+
+    STAGES = (*(((filters, 3, 1),) for filters in (16, 32, 64, 128, 256, 512)), ((1024, 3, 1), (256, 3, 1)))
+
+
 class DarknetClassifier(nn.Module):
     """A backbone with the classifier that it was pre-trained under: a 1 x 1 convolution, then the mean over all places.
 

@@ -135,3 +135,11 @@ def yolo_v1(divide, outputs):
         cfg += [("max",)] if cfg else []
         cfg += [("conv", filters // divide, size, stride) for filters, size, stride in stage]
     return [*cfg, ("local", 256 // divide), ("connected", outputs)]
+
+
+def yolo_v1_tiny(divide, outputs):
+    """`cfg/yolov1-tiny.cfg`."""
+    cfg = []
+    for filters in (16, 32, 64, 128, 256, 512):
+        cfg += [("conv", filters // divide, 3, 1), ("max",)]
+    return [*cfg, ("conv", 1024 // divide, 3, 1), ("conv", 256 // divide, 3, 1), ("connected", outputs)]

@@ -172,13 +172,17 @@ def test_yolo_v2_runs_as_its_cfg(tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max())
 
 
-def test_yolo_v1_runs_as_its_cfg(tmp_path):
-    network = random_network(lambda: YOLOv1(num_classes=4, width=0.125, image_size=192, variant="cfg"))
+@pytest.mark.parametrize(
+    ("variant", "width", "cfg", "boxes"),
+    [("cfg", 1 / 8, program.yolo_v1, 3), ("fast", 1 / 2, program.yolo_v1_tiny, 2)],
+)
+def test_yolo_v1_runs_as_its_cfg(tmp_path, variant, width, cfg, boxes):
+    network = random_network(lambda: YOLOv1(num_classes=4, width=width, image_size=192, variant=variant))
     write_darknet(network, tmp_path / "a.weights")
     images = torch.rand(2, 3, 192, 192)
     numbers = program.Numbers(tmp_path / "a.weights")
     with torch.no_grad():
-        theirs = program.run(program.yolo_v1(8, 9 * (4 + 3 * 5)), numbers, images)[-1]
+        theirs = program.run(cfg(round(1 / width), 9 * (4 + boxes * 5)), numbers, images)[-1]
         boxes, confidences, classes = network(images)["grid"]
     assert numbers.place == len(numbers.values)
     # darknet: classes of all cells, confidences of all cells and boxes, boxes.

@@ -1,4 +1,4 @@
-"""YOLOv1: the sizes of both forms, targets and responsible boxes by hand, darknet's gradient, two pictures by heart."""
+"""YOLOv1: the sizes of its forms, targets and responsible boxes by hand, darknet's gradient, two pictures by heart."""
 
 import math
 
@@ -46,8 +46,22 @@ def test_size_of_the_papers_network():
     assert network.published["parameters"] is None
 
 
+def test_size_of_fast_yolo():
+    # cfg/yolov1-tiny.cfg: 3 x 3 kernels, four numbers of batch normalisation a filter, of which two are parameters.
+    expected, channels = 0, 3
+    for filters in (16, 32, 64, 128, 256, 512, 1024, 256):
+        expected += filters * (channels * 9 + 2)
+        channels = filters
+    expected += 7 * 7 * 30 * (7 * 7 * 256 + 1)
+    with torch.device("meta"):
+        network = YOLOv1(num_classes=20, variant="fast")
+        grid = network(torch.empty(1, 3, 448, 448))["grid"]
+    assert sum(p.numel() for p in network.parameters()) == expected == 27_095_374
+    assert grid.boxes.shape == (1, 49, 2, 4)
+
+
 def test_wrong_arguments(thin):
-    with pytest.raises(UserError, match="no variant 'book': choose one of paper, cfg"):
+    with pytest.raises(UserError, match="no variant 'book': choose one of paper, cfg, fast"):
         YOLOv1(num_classes=1, variant="book")
     with pytest.raises(UserError, match="image_size 100"):
         YOLOv1(num_classes=1, image_size=100, width=1 / 32)

@@ -1,12 +1,12 @@
 """YOLO, the first (Redmon, Divvala, Girshick, Farhadi: "You Only Look Once", CVPR 2016)."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from errors import UserError
-from models.backbones.darknet import YOLOv1Backbone, scaled
+from models.backbones.darknet import FastYOLOv1Backbone, YOLOv1Backbone, scaled
 from models.detection.detector import Targets
 from models.detection.postprocessing.nms import HardNMS
 from models.detection.yolo.base import YOLO, output_parameters, per_image, row_iou
@@ -20,16 +20,22 @@ STRIDE = 64
 class Variant(NamedTuple):
     """A published form of the network. Figures are for 20 classes at 448 pixels, None where nobody published one."""
 
+    backbone: type[YOLOv1Backbone]
     boxes: int  # of a cell
     batch_norm: bool
-    locally_connected: bool  # else a fully connected layer of 4096
+    hidden: Literal["connected", "local"] | None  # the layer below the predictions: 4096 neurons, or 256 filters
     parameters: int | None
     macs: int | None
+    voc_map: float  # on VOC 2007's test set
 
 
 VARIANTS = {
-    "paper": Variant(2, False, False, None, None),  # figure 3
-    "cfg": Variant(3, True, True, 197_301_875, 20_210_000_000),  # `cfg/yolov1.cfg`, what `yolov1.weights` belongs to
+    # Figure 3.
+    "paper": Variant(YOLOv1Backbone, 2, False, "connected", None, None, 63.4),
+    # `cfg/yolov1.cfg`, what `yolov1.weights` belongs to.
+    "cfg": Variant(YOLOv1Backbone, 3, True, "local", 197_301_875, 20_210_000_000, 63.4),
+    # Fast YOLO, `cfg/yolov1-tiny.cfg`.
+    "fast": Variant(FastYOLOv1Backbone, 2, True, None, None, None, 52.7),
 }
 
 
@@ -57,11 +63,11 @@ class YOLOv1(YOLO):
     Args:
         num_classes: K.
         variant: a key of `VARIANTS`: two boxes and fully connected layers as in the paper, or three boxes, a locally
-            connected layer and batch normalisation as in the authors' later configuration.
+            connected layer and batch normalisation as in the authors' later configuration; or the small Fast YOLO.
         image_size: side of the input in pixels, a multiple of 64.
         width: multiplies the number of filters of every layer; the paper's is 1.
         bn_momentum: weight of a batch in the running statistics; darknet's is .01.
-        dropout: share of the last layer's inputs that are dropped in training.
+        dropout: share of the last layer's inputs that are dropped in training; Fast YOLO's authors drop none.
         rescore: the responsible box's confidence should be its overlap; False: 1.
         postprocessor: None is darknet's, overlaps up to .5 and scores from .001.
 
@@ -96,17 +102,17 @@ class YOLOv1(YOLO):
         self.width = width
         self.rescore = rescore
         self.side = image_size // STRIDE  # S
-        self.backbone = YOLOv1Backbone(batch_norm=row.batch_norm, width=width, bn_momentum=bn_momentum)
+        self.backbone = row.backbone(batch_norm=row.batch_norm, width=width, bn_momentum=bn_momentum)
         channels = self.backbone.channels[0]
-        if row.locally_connected:
+        features = channels * self.side**2
+        layers: list[nn.Module] = [nn.Flatten()]
+        if row.hidden == "local":
+            layers = [LocallyConnected(channels, scaled(256, width), self.side), nn.Flatten()]
             features = scaled(256, width) * self.side**2
-            self.hidden = nn.Sequential(
-                LocallyConnected(channels, scaled(256, width), self.side), nn.Flatten(), nn.Dropout(dropout)
-            )
-        else:
+        elif row.hidden == "connected":
+            layers += [initialise_(nn.Linear(features, scaled(4096, width))), nn.LeakyReLU(0.1)]
             features = scaled(4096, width)
-            linear = initialise_(nn.Linear(channels * self.side**2, features))
-            self.hidden = nn.Sequential(nn.Flatten(), linear, nn.LeakyReLU(0.1), nn.Dropout(dropout))
+        self.hidden = nn.Sequential(*layers, nn.Dropout(dropout))
         self.predict = GridPrediction(features, self.side**2, row.boxes, num_classes)
 
     @property
@@ -115,7 +121,7 @@ class YOLOv1(YOLO):
         if self.width != 1 or self.num_classes != 20 or self.image_size != 448:
             return {}
         row = VARIANTS[self.variant]
-        return {"parameters": row.parameters, "macs": row.macs, "VOC 2007 mAP": 63.4}
+        return {"parameters": row.parameters, "macs": row.macs, "VOC 2007 mAP": row.voc_map}
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         """Raw outputs for preprocessed images (B, 3, H, W).
