@@ -18,7 +18,10 @@ STRIDE = 64
 
 
 class Variant(NamedTuple):
-    """A published form of the network. Figures are for 20 classes at 448 pixels, None where nobody published one."""
+    """A published form of the network.
+
+    Figures are for 20 classes at 448 pixels, those of the `cfg` files counted from them; None where there is none.
+    """
 
     backbone: type[YOLOv1Backbone]
     boxes: int  # of a cell
@@ -35,7 +38,7 @@ VARIANTS = {
     # `cfg/yolov1.cfg`, what `yolov1.weights` belongs to.
     "cfg": Variant(YOLOv1Backbone, 3, True, "local", 197_301_875, 20_210_000_000, 63.4),
     # Fast YOLO, `cfg/yolov1-tiny.cfg`.
-    "fast": Variant(FastYOLOv1Backbone, 2, True, None, None, None, 52.7),
+    "fast": Variant(FastYOLOv1Backbone, 2, True, None, 27_095_374, None, 52.7),
 }
 
 
