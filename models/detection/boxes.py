@@ -34,3 +34,8 @@ def clip_boxes(boxes: Tensor, image_size: Tensor) -> Tensor:
     """Clip to the image: boxes (B, N, 4), image_size (B, 2) as (height, width) -> (B, N, 4)."""
     limits = image_size.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4): w, h, w, h
     return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Boxes, codes or logits (B, N, C) at the places (B, R) of each image -> (B, R, C)."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from errors import UserError
 from models.detection.anchors import Anchors, Pyramid
 from models.detection.box_coder import BoxCoder
+from models.detection.boxes import take_rows
 from models.detection.detector import Detections, Detector, Targets
 from models.detection.losses.normalisers import Normaliser, PerBatch
 from models.detection.matcher import AnchorMatcher
@@ -156,7 +157,7 @@ class OneStageDetector(Detector):
         positive = match >= 0
         index = match.clamp(min=0)
         labels = labels.gather(1, index).where(positive, match)
-        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)).where(positive[..., None], anchors)
+        boxes = take_rows(boxes, index).where(positive[..., None], anchors)
         return labels, boxes, anchors
 
     def assign(self, sizes: Pyramid, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from models.detection.box_coder import BoxCoder
-from models.detection.boxes import clip_boxes
+from models.detection.boxes import clip_boxes, take_rows
 from models.detection.precision import at_least_float32
 
 
@@ -66,14 +66,14 @@ class ProposalSelector:
         boxes, scores = [], []
         for level_logits, level_codes, level_anchors in zip(objectness, box_codes, parts, strict=True):
             logit, index = level_logits.topk(min(candidates, level_logits.shape[1]), sorted=True)
-            codes = at_least_float32(level_codes.gather(1, index[..., None].expand(-1, -1, 4)))
+            codes = at_least_float32(take_rows(level_codes, index))
             boxes.append(box_coder.decode(codes, level_anchors[index]))
             scores.append(at_least_float32(logit).sigmoid())
         boxes = torch.cat([clip_boxes(level, image_size) for level in boxes], 1)
         scores = torch.cat(self._suppress(boxes.split([level.shape[1] for level in scores], 1), scores), 1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         scores = scores[:, : max(int((scores[:, :limit] > 0).sum(1).amax()), 1)]
-        boxes = boxes.gather(1, order[:, : scores.shape[1], None].expand(-1, -1, 4))
+        boxes = take_rows(boxes, order[:, : scores.shape[1]])
         return boxes.where(scores[..., None] > 0, 0), scores
 
     def _suppress(self, boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> list[Tensor]:

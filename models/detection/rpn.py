@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.detection.box_coder import MAX_LOG_RATIO, BoxCoder
+from models.detection.boxes import take_rows
 from models.detection.detector import Targets
 from models.detection.low_quality_matcher import LowQualityMatcher
 from models.detection.matcher import IGNORED, AnchorMatcher
@@ -116,9 +117,9 @@ class RPN(nn.Module):
         index = index[:, : self.sampler.max_positives]
         objects = match.gather(1, index).clamp(min=0)
         anchors = anchors[index]
-        goal = boxes.gather(1, objects[..., None].expand(-1, -1, 4)).where(positive[..., None], anchors)
+        goal = take_rows(boxes, objects).where(positive[..., None], anchors)
         goal = self.box_coder.encode(goal, anchors)
-        codes = at_least_float32(codes.gather(1, index[..., None].expand(-1, -1, 4)))
+        codes = at_least_float32(take_rows(codes, index))
         box_loss = F.smooth_l1_loss(codes, goal, reduction="none", beta=self.smooth_l1_beta)
         terms["rpn_box_loss"] = LossTerm(box_loss.where(positive[..., None], 0).sum((1, 2)), count, 1.0, 0.0)
         return terms

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.detection.box_coder import BoxCoder
-from models.detection.boxes import clip_boxes
+from models.detection.boxes import clip_boxes, take_rows
 from models.detection.detector import Detections
 from models.detection.postprocessing.nms import HardNMS, SoftNMS
 
@@ -86,7 +86,7 @@ class Postprocessor(DensePostprocessor):
         scores = scores.where(scores > self.score_threshold, 0)
         if self.per_level:
             scores, order = scores.sort(dim=1, descending=True, stable=True)
-            labels, codes, boxes = labels.gather(1, order), _rows(codes, order), _rows(boxes, order)
+            labels, codes, boxes = labels.gather(1, order), take_rows(codes, order), take_rows(boxes, order)
         boxes = clip_boxes(box_coder.decode(codes.float(), boxes), image_size)
         return suppress(boxes, scores, labels, self.nms, self.max_detections)
 
@@ -96,7 +96,7 @@ class Postprocessor(DensePostprocessor):
         The best n pairs lie within the best n anchors, so no more than these need to be compared pair by pair.
         """
         index = logits.amax(-1).topk(min(self.candidates, logits.shape[1]), sorted=False).indices
-        return [_rows(values, index) for values in (logits, codes, boxes)]
+        return [take_rows(values, index) for values in (logits, codes, boxes)]
 
     def _best_pairs(self, logits: Tensor, codes: Tensor, boxes: Tensor) -> list[Tensor]:
         """Logits (B, N), classes (B, N), codes (B, N, 4) and anchors (B, N, 4) of the best pairs, best first."""
@@ -104,7 +104,7 @@ class Postprocessor(DensePostprocessor):
         pairs = logits.flatten(1)  # (B, R * K)
         logit, pair = pairs.topk(min(self.candidates, pairs.shape[1]), sorted=True)
         index = pair // num_classes
-        return [logit, pair % num_classes, _rows(codes, index), _rows(boxes, index)]
+        return [logit, pair % num_classes, take_rows(codes, index), take_rows(boxes, index)]
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, nms: HardNMS | SoftNMS, max_detections: int) -> Detections:
@@ -113,12 +113,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, nms: HardNMS | SoftN
     found = kept >= 0
     kept = kept.clamp(min=0)
     return {
-        "boxes": _rows(boxes, kept).where(found[..., None], 0),
+        "boxes": take_rows(boxes, kept).where(found[..., None], 0),
         "scores": scores,
         "labels": labels.gather(1, kept).where(found, -1),
     }
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """(B, N, C) at (B, R) -> (B, R, C)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))

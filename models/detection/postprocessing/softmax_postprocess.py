@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.detection.box_coder import BoxCoder
-from models.detection.boxes import clip_boxes
+from models.detection.boxes import clip_boxes, take_rows
 from models.detection.detector import Detections
 from models.detection.postprocessing.nms import HardNMS, SoftNMS
 from models.detection.postprocessing.postprocess import DensePostprocessor, suppress
@@ -52,5 +52,5 @@ class SoftmaxPostprocessor(DensePostprocessor):
         scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
         codes = torch.cat([level.float() for level in box_codes], 1)
         boxes = clip_boxes(box_coder.decode(codes, anchors), image_size)
-        index = index.flatten(1).gather(1, order)[..., None].expand(-1, -1, 4)
-        return suppress(boxes.gather(1, index), scores, labels.gather(1, order), self.nms, self.max_detections)
+        boxes = take_rows(boxes, index.flatten(1).gather(1, order))
+        return suppress(boxes, scores, labels.gather(1, order), self.nms, self.max_detections)

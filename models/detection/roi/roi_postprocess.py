@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from models.detection.box_coder import BoxCoder
-from models.detection.boxes import clip_boxes
+from models.detection.boxes import clip_boxes, take_rows
 from models.detection.detector import Detections
 from models.detection.postprocessing.nms import HardNMS, SoftNMS
+from models.detection.postprocessing.postprocess import suppress
 from models.detection.precision import at_least_float32
 from models.detection.roi.roi_training import own_codes
 
@@ -59,18 +60,6 @@ class RoIPostprocessor:
         codes = at_least_float32(own_codes(box_codes[image, row], labels))
         boxes = clip_boxes(box_coder.decode(codes, boxes[image, row]), image_size)
         large = (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(-1)
-        kept, scores = self._suppress(boxes, scores.where(large, 0), labels)
-        found = kept >= 0
-        kept = kept.clamp(min=0)
-        return {
-            "boxes": boxes.gather(1, kept[..., None].expand(-1, -1, 4)).where(found[..., None], 0),
-            "scores": scores,
-            "labels": labels.gather(1, kept).where(found, -1),
-        }
-
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See `HardNMS`, which wants the candidates without a score last."""
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
-        kept, scores = self.nms(boxes, scores, labels, self.max_detections)
-        return order.gather(1, kept.clamp(min=0)).where(kept >= 0, -1), scores
+        # Suppression wants the candidates without a score last.
+        scores, order = scores.where(large, 0).sort(dim=1, descending=True, stable=True)
+        return suppress(take_rows(boxes, order), scores, labels.gather(1, order), self.nms, self.max_detections)

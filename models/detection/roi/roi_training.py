@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.detection.box_coder import BoxCoder
-from models.detection.boxes import pairwise_iou
+from models.detection.boxes import pairwise_iou, take_rows
 from models.detection.detector import Targets
 from models.detection.matcher import IGNORED, NEGATIVE
 from models.detection.precision import at_least_float32
@@ -71,13 +71,13 @@ def sample_rois(
     width = max(int(taken.sum(1).amax()), 1)  # of the sample that has the most boxes
     index, taken, positive = index[:, :width], taken[:, :width], positive[:, :width]
     match, iou = match.gather(1, index), iou.gather(1, index)
-    boxes = _rows(boxes, index)
+    boxes = take_rows(boxes, index)
     overlaps = taken & (iou > 0)
     return RoISamples(
         boxes=boxes.where(taken[..., None], 0),
         taken=taken,
         labels=targets["labels"].gather(1, match).where(positive, NEGATIVE),
-        goals=_rows(targets["boxes"], match).where(overlaps[..., None], boxes),
+        goals=take_rows(targets["boxes"], match).where(overlaps[..., None], boxes),
         iou=iou.where(taken, 0),
         is_object=taken & (index >= proposals),
     )
@@ -137,8 +137,3 @@ def own_codes(codes: Tensor, labels: Tensor) -> Tensor:
     if codes.shape[-1] == 1:
         return codes.squeeze(-1)
     return codes.gather(3, labels[..., None, None].expand(-1, -1, 4, 1)).squeeze(-1)
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """(B, N, 4) at (B, S) -> (B, S, 4)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))

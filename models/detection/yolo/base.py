@@ -118,11 +118,6 @@ def check_priors(name: str, priors: Sequence[Sequence[float]], multiple: int) ->
     return torch.tensor([[float(side) for side in prior] for prior in priors], device="cpu")
 
 
-def gather_rows(values: Tensor, index: Tensor) -> Tensor:
-    """(B, A, E) at (B, M) -> (B, M, E), float32."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2])).float()
-
-
 def output_parameters(network: nn.Module) -> list[str]:
     """Names of the parameters of the layers that predict classes."""
     return [name for name, _ in network.named_parameters() if name.rpartition(".")[0].endswith(".classes")]

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from models.detection.boxes import clip_boxes
+from models.detection.boxes import clip_boxes, take_rows
 from models.detection.detector import Detections
 from models.detection.postprocessing.nms import HardNMS, SoftNMS
+from models.detection.postprocessing.postprocess import suppress
 
 
 class YOLOPostprocessor:
@@ -47,17 +48,5 @@ class YOLOPostprocessor:
         pairs = scores.flatten(1)  # (B, A * K)
         score, pair = pairs.topk(min(self.candidates, pairs.shape[1]), sorted=True)
         index, labels = pair // num_classes, pair % num_classes  # (B, N)
-        boxes = clip_boxes(_rows(boxes, index), image_size)
-        kept, score = self.nms(boxes, score.where(score > self.score_threshold, 0), labels, self.max_detections)
-        found = kept >= 0
-        kept = kept.clamp(min=0)
-        return {
-            "boxes": _rows(boxes, kept).where(found[..., None], 0),
-            "scores": score,
-            "labels": labels.gather(1, kept).where(found, -1),
-        }
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """(B, A, 4) at (B, N) -> (B, N, 4)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
+        boxes = clip_boxes(take_rows(boxes, index), image_size)
+        return suppress(boxes, score.where(score > self.score_threshold, 0), labels, self.nms, self.max_detections)

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.darknet import Darknet19, DarknetConv, scaled
+from models.detection.boxes import take_rows
 from models.detection.detector import Targets
 from models.detection.yolo.base import (
     YOLO,
     best_overlap,
     box_scale,
     check_priors,
-    gather_rows,
     load_backbone,
     output_parameters,
     per_image,
@@ -186,7 +186,7 @@ class YOLOv2(YOLO):
     def _box_loss(self, outputs: dict[str, Any], targets: Targets, assignment: Assignment, grid: PriorGrid) -> Tensor:
         """(B,) of the priors that have an object."""
         wanted = grid.rows(assignment.prior).encode(targets["boxes"].float())  # (B, M, 4)
-        codes = gather_rows(outputs["codes"], assignment.prior)
+        codes = take_rows(outputs["codes"], assignment.prior).float()
         codes = torch.cat([codes[..., :2].sigmoid(), codes[..., 2:]], -1)
         losses = (codes - wanted).square().sum(-1) / 2 * box_scale(targets["boxes"], outputs["sizes"][0], STRIDE)
         return losses.where(assignment.owns, 0).sum(1)
@@ -209,11 +209,11 @@ class YOLOv2(YOLO):
         own = objectness.gather(1, assignment.prior)  # (B, M)
         wanted = torch.ones_like(own)
         if self.rescore:
-            wanted = row_iou(gather_rows(predicted, assignment.prior), targets["boxes"].float())
+            wanted = row_iou(take_rows(predicted, assignment.prior).float(), targets["boxes"].float())
         return (losses + 5 * (own - wanted).square().where(assignment.owns, 0).sum(1)) / 2
 
     def _class_loss(self, outputs: dict[str, Any], targets: Targets, assignment: Assignment) -> Tensor:
         """(B,) of the priors that have an object; where several share one, it has the class of the last."""
-        logits = gather_rows(outputs["class_logits"], assignment.prior)  # (B, M, K)
+        logits = take_rows(outputs["class_logits"], assignment.prior).float()  # (B, M, K)
         losses = F.cross_entropy(logits.transpose(1, 2), targets["labels"].clamp(min=0), reduction="none")
         return losses.where(assignment.owns, 0).sum(1)

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.darknet import Darknet53, DarknetConv, scaled
+from models.detection.boxes import take_rows
 from models.detection.detector import Targets
 from models.detection.yolo.base import (
     YOLO,
     best_overlap,
     box_scale,
     check_priors,
-    gather_rows,
     load_backbone,
     output_parameters,
     per_image,
@@ -194,7 +194,7 @@ class YOLOv3(YOLO):
     def _box_loss(self, outputs: dict[str, Any], targets: Targets, assignment: Assignment, grid: PriorGrid) -> Tensor:
         """(B,) of the priors that have an object."""
         wanted = grid.rows(assignment.prior).encode(targets["boxes"].float())  # (B, M, 4)
-        codes = gather_rows(outputs["codes"], assignment.prior)
+        codes = take_rows(outputs["codes"], assignment.prior).float()
         place = F.binary_cross_entropy_with_logits(codes[..., :2], wanted[..., :2], reduction="none").sum(-1)
         size = (codes[..., 2:] - wanted[..., 2:]).square().sum(-1) / 2
         scale = box_scale(targets["boxes"], outputs["sizes"][0], self.strides[0])
@@ -216,6 +216,6 @@ class YOLOv3(YOLO):
         classes = F.one_hot(targets["labels"].clamp(min=0), self.num_classes).float()  # (B, M, K)
         sharing = (prior[:, :, None] == prior[:, None]) & valid[:, :, None] & valid[:, None]  # (B, M, M)
         wanted = (sharing.float() @ classes).clamp(max=1)
-        logits = gather_rows(outputs["class_logits"], prior)
+        logits = take_rows(outputs["class_logits"], prior).float()
         losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1)
         return losses.where(assignment.owns, 0).sum(1)
