@@ -121,3 +121,16 @@ def test_weights_of_a_full_layer_are_factorised_when_loaded_and_own_weights_are_
     again = nn.Sequential(LowRankLinear(9, 6, 3))
     again.load_state_dict(low.state_dict())
     assert torch.equal(again(torch.ones(1, 9)), low(torch.ones(1, 9)))
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "channels", "size"), [(AlexNetHead, "alexnet", 256, 6), (VGGHead, "vgg16", 512, 7)]
+)
+def test_pretrained_heads_are_the_classifiers_layers(monkeypatch, head, name, channels, size):
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, weights=None).eval()
+    monkeypatch.setattr(torchvision.models, "get_model", lambda wanted, weights: {name: theirs}[wanted])
+    ours = head(channels, size, pretrained=True).eval()
+    x = torch.rand(2, channels, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs.classifier[:-1](x.flatten(1)))

@@ -1,28 +1,16 @@
 """The fully connected layers of the classifiers before ResNet, and their compression."""
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from models.detection.roi.box_heads import TwoFCHead
+from models.detection.roi.box_heads import ClassifierHead
 
 
-class AlexNetHead(TwoFCHead):
-    """The two fully connected layers of AlexNet, for features of 256 channels and 6 x 6 cells.
+class AlexNetHead(ClassifierHead):
+    """That of AlexNet, for features of 256 channels and 6 x 6 cells; see `ClassifierHead`."""
 
-    Args:
-        channels: of the features.
-        size: their side.
-        dropout: after each layer.
-        pretrained: start from torchvision's ImageNet weights (downloaded once).
-    """
-
-    def __init__(self, channels: int, size: int, *, dropout: float = 0.5, pretrained: bool = False) -> None:
-        super().__init__(channels, size, width=4096, dropout=dropout)
-        if pretrained:
-            classifier = torchvision.models.alexnet(weights="DEFAULT").classifier
-            self.fc1.load_state_dict(classifier[1].state_dict())
-            self.fc2.load_state_dict(classifier[4].state_dict())
+    WEIGHTS = "alexnet"
+    LAYERS = (1, 4)
 
 
 class LowRankLinear(nn.Module):

@@ -1,6 +1,6 @@
 """What turns the pooled features of a box into the vector that its class and its codes are predicted from."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +39,8 @@ class TwoFCHead(nn.Module):
         return self.dropout(F.relu(self.fc2(x)))
 
 
-class VGGHead(TwoFCHead):
-    """The two fully connected layers of VGG16, for features of 512 channels and 7 x 7 cells.
+class ClassifierHead(TwoFCHead):
+    """The two fully connected layers of one of torchvision's classifiers.
 
     Args:
         channels: of the features.
@@ -49,12 +49,22 @@ class VGGHead(TwoFCHead):
         pretrained: start from torchvision's ImageNet weights (downloaded once).
     """
 
+    WEIGHTS: ClassVar[str]  # torchvision's name of the network
+    LAYERS: ClassVar[tuple[int, int]]  # in its `classifier`
+
     def __init__(self, channels: int, size: int, *, dropout: float = 0.5, pretrained: bool = False) -> None:
         super().__init__(channels, size, width=4096, dropout=dropout)
         if pretrained:
-            classifier = torchvision.models.vgg16(weights="DEFAULT").classifier
-            self.fc1.load_state_dict(classifier[0].state_dict())
-            self.fc2.load_state_dict(classifier[3].state_dict())
+            classifier = torchvision.models.get_model(self.WEIGHTS, weights="DEFAULT").classifier
+            for layer, place in zip((self.fc1, self.fc2), self.LAYERS, strict=True):
+                layer.load_state_dict(classifier[place].state_dict())
+
+
+class VGGHead(ClassifierHead):
+    """That of VGG16, for features of 512 channels and 7 x 7 cells; see `ClassifierHead`."""
+
+    WEIGHTS = "vgg16"
+    LAYERS = (0, 3)
 
 
 class ResNetHead(nn.Module):
